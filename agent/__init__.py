@@ -1,0 +1,1 @@
+"""The agent: measures this machine and delivers its reports to the collector."""

@@ -1,0 +1,1 @@
+"""The collector: takes in reports, writes what differs, and answers how the fleet is."""
