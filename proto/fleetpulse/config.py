@@ -104,6 +104,19 @@ def leaves(
             yield (*above, name), hint
 
 
+def refuse(key: str, what: str, path: Path | None, environ: Mapping[str, str], prefix: str) -> ConfigError:
+    """The error for a value that is wrong only beside others: it names where `key` was set.
+
+    `key` is a key path such as "spool.max_age"; the rest as given to `load`.
+    """
+    variable = f"{prefix}_{key.replace('.', '_').upper()}"
+    if variable in environ:
+        return ConfigError(f"environment variable {variable}: {what}")
+    line = _line_of(_read(path), key) if path is not None else None
+    place = f"{path}, line {line}" if line else str(path or "configuration")
+    return ConfigError(f"{place}: {key}: {what}")
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

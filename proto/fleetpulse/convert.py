@@ -6,7 +6,9 @@ for whatever a well-behaved peer would not send. Unknown fields are ignored, as 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from fleetpulse.model import (
     CheckKey,
@@ -46,6 +48,32 @@ _STATE_FROM_WIRE: dict[int, State] = {wire: state for state, wire in _STATE_TO_W
 
 class WireError(ValueError):
     """The peer sent something malformed or beyond the bounds; the text says what."""
+
+
+class Welcome(NamedTuple):
+    """Where the agent resumes, and the bounds that the collector sets; 0 reports or bytes: none set."""
+
+    committed_seq: int
+    max_batch_reports: int
+    max_message_bytes: int
+
+
+class Ack(NamedTuple):
+    """Everything up to `seq` is committed."""
+
+    seq: int
+
+
+class Throttle(NamedTuple):
+    """Send nothing for `retry_after` milliseconds."""
+
+    retry_after: int
+
+
+class Goodbye(NamedTuple):
+    """Close the stream and come back after `reconnect_after` milliseconds."""
+
+    reconnect_after: int
 
 
 def encode_hello(hello: Hello) -> pb.StreamRequest:
@@ -182,7 +210,7 @@ def decode_batch(message: pb.ReportBatch, layouts: Mapping[bytes, Layout]) -> li
     Raises WireError for a report of an unknown layout, of the wrong length, or out of order.
     """
     reports = [_decode_report(report, layouts) for report in message.reports]
-    for earlier, later in zip(reports, reports[1:], strict=False):
+    for earlier, later in itertools.pairwise(reports):
         if later.seq <= earlier.seq:
             raise WireError(f"seq {later.seq} follows {earlier.seq} in one batch")
     return reports
@@ -247,9 +275,35 @@ def encode_goodbye(reconnect_after: int) -> pb.StreamResponse:
     return pb.StreamResponse(goodbye=pb.Goodbye(reconnect_after_ms=reconnect_after))
 
 
+def decode_response(message: pb.StreamResponse) -> Welcome | Ack | Throttle | Goodbye | None:
+    """What the collector says; None for a kind of message that only a newer collector knows.
+
+    Raises WireError for a sequence number that no agent can have given.
+    """
+    match message.WhichOneof("message"):
+        case "welcome":
+            welcome = message.welcome
+            return Welcome(
+                _seq(welcome.committed_seq), welcome.max_batch_reports, welcome.max_message_bytes
+            )
+        case "ack":
+            return Ack(_seq(message.ack.seq))
+        case "throttle":
+            return Throttle(message.throttle.retry_after_ms)
+        case "goodbye":
+            return Goodbye(message.goodbye.reconnect_after_ms)
+        case _:
+            return None
+
+
 def layout_to_wire_bytes(layout: Layout) -> bytes:
     """A layout in the form that the spool keeps."""
     return encode_layout(layout).layout.SerializeToString()
+
+
+def announce_layout(data: bytes) -> pb.StreamRequest:
+    """The message that announces a layout which `layout_to_wire_bytes` made."""
+    return pb.StreamRequest(layout=pb.Layout.FromString(data))
 
 
 def layout_from_wire_bytes(data: bytes) -> Layout:
@@ -260,6 +314,12 @@ def layout_from_wire_bytes(data: bytes) -> Layout:
         raise
     except ValueError as error:  # protobuf's DecodeError is one
         raise WireError(f"not a layout: {error}") from None
+
+
+def _seq(seq: int) -> int:
+    if seq > MAX_SEQ:
+        raise WireError(f"seq {seq} is above 2^63-1")
+    return seq
 
 
 def _name(what: str, text: str) -> str:

@@ -70,11 +70,25 @@ class Layout:
     checks: tuple[CheckLayout, ...]
 
     @cached_property
+    def canonical_json(self) -> str:
+        """[[check, instance, [[measurement, unit], ...]], ...] without white space."""
+        content = [[c.key.name, c.key.instance, c.measurements] for c in self.checks]
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Layout:
+        """The reverse of `canonical_json`; for text that it made."""
+        return cls(
+            tuple(
+                CheckLayout(CheckKey(name, instance), tuple(Measurement(*m) for m in measurements))
+                for name, instance, measurements in json.loads(text)
+            )
+        )
+
+    @cached_property
     def id(self) -> LayoutId:
         """The content's hash, as proto/fleetpulse/v1/ingest.proto defines it."""
-        content = [[c.key.name, c.key.instance, c.measurements] for c in self.checks]
-        text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        return LayoutId(hashlib.blake2b(text.encode(), digest_size=16).digest())
+        return LayoutId(hashlib.blake2b(self.canonical_json.encode(), digest_size=16).digest())
 
     @cached_property
     def series_count(self) -> int:

@@ -1,0 +1,169 @@
+"""The collector's configuration, shared by the service and collector-cli."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from fleetpulse import config
+from fleetpulse.config import ConfigError, Duration, Size
+
+PREFIX = "FLEETPULSE"
+CONFIG_VARIABLE = "FLEETPULSE_CONFIG"
+PASSWORD_VARIABLE = "FLEETPULSE_DATABASE_PASSWORD"  # noqa: S105 - a variable's name, not a password
+DEFAULT_FILE = Path("/etc/fleetpulse/collector.toml")
+
+
+class Silence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When many silent hosts are one event about the fleet."""
+
+    fleet_share: float = 0.3
+    fleet_minimum: int = 10
+    sweep_interval: Duration = Duration(2)
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds on what agents may ask of the collector."""
+
+    queue_reports: int = 20_000
+    message_size: Size = Size(1 << 20)
+    batch_reports: int = 200
+    connections: int = 10_000
+    hello_timeout: Duration = Duration(10)
+
+
+class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the service logs to standard error."""
+
+    level: str = "info"
+    format: str = "auto"
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Every key of collector.toml; docs/configuration.md explains each."""
+
+    listen: str = "127.0.0.1:18443"
+    database: str = "sqlite:////var/lib/fleetpulse/fleet.db"
+    database_password_file: Path | None = None
+    name: str = ""
+    pool_size: int = 8
+    pool_timeout: Duration = Duration(5)
+    writers: int = 2
+    batch_reports: int = 500
+    batch_linger: Duration = Duration(0.005)
+    connection_reserve: int = 10
+    drain_timeout: Duration = Duration(20)
+    event_retention: Duration = Duration(365 * 86400)
+    rules: Path | None = None
+    silence: Silence = Silence()
+    limits: Limits = Limits()
+    log: Log = Log()
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A configuration, the file it came from (None: built-in defaults), and the secret beside it."""
+
+    config: Config
+    path: Path | None
+    database_password: str = msgspec.field(default="")
+
+    def __repr__(self) -> str:
+        return f"Loaded({self.config!r}, {self.path!r})"
+
+
+def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Loaded:
+    """The configuration in `path`, else in $FLEETPULSE_CONFIG, else in /etc if it is there.
+
+    Every key can be overridden by the environment. Raises ConfigError.
+    """
+    if path is None and environ.get(CONFIG_VARIABLE):
+        path = Path(environ[CONFIG_VARIABLE])
+    if path is None and DEFAULT_FILE.is_file():
+        path = DEFAULT_FILE
+    loaded = config.load(
+        Config,
+        path,
+        environ,
+        PREFIX,
+        other_names=frozenset({CONFIG_VARIABLE, PASSWORD_VARIABLE}),
+        other_prefixes=("FLEETPULSE_AGENT_",),
+    )
+    _check(loaded)
+    if not loaded.name:
+        loaded = msgspec.structs.replace(loaded, name=f"{socket.gethostname()}/{loaded.listen}")
+    return Loaded(loaded, path, _password(loaded, environ))
+
+
+def parse_listen(listen: str) -> str:
+    """The address in the form that grpc binds. Raises ConfigError.
+
+    Plaintext stays on this machine: any address but loopback, or a unix socket, is refused.
+    """
+    if listen.startswith("unix:"):
+        return listen
+    host, separator, port = listen.rpartition(":")
+    if not separator or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ConfigError(f"listen: expected HOST:PORT or unix:/path, got {listen!r}")
+    bare = host.strip("[]")
+    try:
+        loopback = bare == "localhost" or ipaddress.ip_address(bare).is_loopback
+    except ValueError:
+        raise ConfigError(
+            f"listen: {host!r} is neither an IP address nor localhost; name the address to listen on"
+        ) from None
+    if not loopback:
+        raise ConfigError(
+            f"listen: {listen} is reachable from other machines, and plaintext is allowed only on loopback; "
+            "listen on 127.0.0.1, [::1] or unix:/path"
+        )
+    return listen
+
+
+def _check(loaded: Config) -> None:
+    parse_listen(loaded.listen)
+    at_least = {
+        "pool_size": (loaded.pool_size, 3),
+        "writers": (loaded.writers, 1),
+        "batch_reports": (loaded.batch_reports, 1),
+        "connection_reserve": (loaded.connection_reserve, 0),
+        "silence.fleet_minimum": (loaded.silence.fleet_minimum, 2),
+        "silence.sweep_interval": (loaded.silence.sweep_interval, 0.05),
+        "limits.queue_reports": (loaded.limits.queue_reports, 100),
+        "limits.message_size": (loaded.limits.message_size, 64 << 10),
+        "limits.batch_reports": (loaded.limits.batch_reports, 1),
+        "limits.connections": (loaded.limits.connections, 1),
+        "limits.hello_timeout": (loaded.limits.hello_timeout, 0.1),
+        "pool_timeout": (loaded.pool_timeout, 0.1),
+    }
+    for key, (value, least) in at_least.items():
+        if value < least:
+            raise ConfigError(f"{key}: {value:g} is too small; at least {least:g}")
+    if loaded.writers > loaded.pool_size - 2:
+        raise ConfigError(
+            f"writers: {loaded.writers} do not fit into pool_size {loaded.pool_size}; two connections are for readers"
+        )
+    if not 0 < loaded.silence.fleet_share <= 1:
+        raise ConfigError(f"silence.fleet_share: {loaded.silence.fleet_share:g} is no share between 0 and 1")
+    if loaded.log.level not in ("debug", "info", "warning", "error"):
+        raise ConfigError(f"log.level: expected debug, info, warning or error, got {loaded.log.level!r}")
+    if loaded.log.format not in ("auto", "console", "json"):
+        raise ConfigError(f"log.format: expected auto, console or json, got {loaded.log.format!r}")
+
+
+def _password(loaded: Config, environ: Mapping[str, str]) -> str:
+    if loaded.database_password_file is None:
+        return environ.get(PASSWORD_VARIABLE, "")
+    path = loaded.database_password_file
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="utf-8").strip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"database_password_file: cannot read {path}: {error}") from None
+    if mode & 0o007:
+        raise ConfigError(f"database_password_file: {path} is open to everyone; run: chmod o= {path}")
+    return text

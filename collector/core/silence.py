@@ -1,0 +1,113 @@
+"""Who is silent, judged by the collector's clock alone. Pure; times and durations in milliseconds."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from collector.core.status import Silence
+
+
+class Presence(enum.StrEnum):
+    """What the lack of reports says of a host."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+    UNKNOWN = "unknown"
+    """Past its time-to-live, but nobody was listening for long enough to say whose fault it is."""
+    NEVER_SEEN = "never_seen"
+
+
+class LastWord(NamedTuple):
+    """When a host was heard last (0: never), and what it declared."""
+
+    host: int
+    received_at: int
+    interval: int
+    ttl: int
+    silence: Silence
+
+
+def presence(received_at: int, ttl: int, silence: Silence, now: int, listening_since: int | None) -> Presence:
+    """Whether a host is silent.
+
+    `listening_since` is when the collectors last began to listen without a gap until `now`; None
+    when nobody listens. Silence that was announced already stays silence whoever listens.
+    """
+    if not received_at:
+        return Presence.NEVER_SEEN
+    if silence:
+        return Presence.STALE
+    if now - received_at <= ttl:
+        return Presence.FRESH
+    if listening_since is None or now - max(received_at, listening_since) <= ttl:
+        return Presence.UNKNOWN
+    return Presence.STALE
+
+
+class Sweep(NamedTuple):
+    """What a look over the whole fleet found: hosts to be marked, and the fleet's own change."""
+
+    alone: tuple[int, ...]
+    """Hosts whose silence gets an event of its own."""
+    with_fleet: tuple[int, ...]
+    """Hosts whose silence is part of one event about the fleet."""
+    fleet_began: bool
+    fleet_ended: bool
+
+
+def sweep(
+    suspects: Sequence[LastWord],
+    expected: int,
+    now: int,
+    listening_since: int,
+    *,
+    fleet_share: float,
+    fleet_minimum: int,
+) -> Sweep:
+    """Find newly silent hosts, and tell one silent host from a silent fleet.
+
+    `suspects` are the hosts that missed a report or are part of a fleet's silence already, without
+    those whose silence has its own event; `expected` counts all hosts without those.
+
+    A fleet goes silent when at least `fleet_minimum` hosts and `fleet_share` of those that should
+    speak are overdue or have missed a report. (When the first host's time-to-live runs out, the
+    others behind the same cut have missed reports already, so one look is enough.) It is back
+    when fewer than that are silent; hosts that stay silent are then announced one by one.
+    """
+    overdue: list[int] = []
+    late = 0
+    held: list[int] = []
+    for host in suspects:
+        if host.silence is Silence.FLEET:
+            held.append(host.host)
+            continue
+        heard = max(host.received_at, listening_since)
+        if now - heard > host.ttl:
+            overdue.append(host.host)
+        elif now - heard > 1.5 * host.interval:
+            late += 1
+    threshold = max(fleet_minimum, fleet_share * expected)
+    if held:
+        if len(held) + len(overdue) + late >= threshold:
+            return Sweep((), tuple(overdue), fleet_began=False, fleet_ended=False)
+        return Sweep((*held, *overdue), (), fleet_began=False, fleet_ended=True)
+    if overdue and len(overdue) + late >= threshold:
+        return Sweep((), tuple(overdue), fleet_began=True, fleet_ended=False)
+    return Sweep(tuple(overdue), (), fleet_began=False, fleet_ended=False)
+
+
+def listening_since(intervals: Iterable[tuple[int, int]], now: int, grace: int) -> int | None:
+    """When unbroken listening that reaches `now` began, from every collector's (since, until).
+
+    A gap of up to `grace` between two collectors, or before `now`, is none. None: nobody listens.
+    """
+    since: int | None = None
+    until = now
+    for began, ended in sorted(intervals, key=lambda interval: interval[1], reverse=True):
+        if ended + grace < until:
+            break
+        since = began if since is None else min(since, began)
+        until = since
+    return since

@@ -1,0 +1,1 @@
+"""Where statuses, values and events are kept. SQL and database drivers stop here."""

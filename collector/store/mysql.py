@@ -1,0 +1,181 @@
+"""MariaDB 10.11+ and MySQL 8 through mysqlclient.
+
+A whole batch travels as one parameter, `_Rows`, that a converter registered with the driver renders:
+numbers as decimal digits, text and bytes as hexadecimal literals, so nothing needs escaping. Measured
+for 250 rows of host_seen and host_latest, CPU per host in client and server: 2.2 and 10.5 us; one
+parameter per value 8.4 and 12.5; a JSON parameter unfolded by JSON_TABLE 3.7 and 22.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import MySQLdb
+import MySQLdb.converters
+
+from collector.store.dialect import CheckRow, Dialect, EventRow, LatestRow, SeenRow
+from collector.store.errors import (
+    SchemaMismatch,
+    StoreConflict,
+    StoreError,
+    StoreMisconfigured,
+    StoreReadOnly,
+    StoreUnavailable,
+)
+from collector.store.url import MysqlUrl
+
+# https://mariadb.com/kb/en/mariadb-error-code-reference/ and the client's errmsg.h
+_LOST = frozenset({1053, 1080, 1158, 1159, 1160, 1161, 1927, 2006, 2013, 2014, 2027, 2055, 3169, 4031})
+_UNAVAILABLE = _LOST | {1040, 1047, 1129, 1152, 1203, 1226, 1317, 2002, 2003, 2005, 2026}
+_CONFLICT = frozenset({1020, 1062, 1205, 1213, 1452})
+_READ_ONLY = frozenset({3, 1021, 1030, 1036, 1114, 1290, 1792, 1836, 4176})
+_MISCONFIGURED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1227, 1251, 1698, 2054, 2059, 2061})
+_SCHEMA = frozenset({1054, 1146})
+
+_CONNECT_TIMEOUT = 5  # seconds
+_IO_TIMEOUT = 30  # seconds for one read or write on the connection
+_LOCK_TIMEOUT = 5  # seconds until a row lock is given up and the batch repeated
+
+
+class _Rows(NamedTuple):
+    """The rows of a bulk statement, as one parameter."""
+
+    rows: Sequence[tuple[int | str | bytes | None, ...]]
+    all_numbers: bool = False
+
+
+def _render_rows(parameter: _Rows, _encoders: object) -> str:
+    """SQL: (1,x'6162',NULL),(2,...). Raises TypeError for a value of any other type."""
+    if parameter.all_numbers:
+        template = f"({','.join(['%d'] * len(parameter.rows[0]))})"
+        return ",".join([template % row for row in parameter.rows])
+    return ",".join([f"({','.join([_literal(value) for value in row])})" for row in parameter.rows])
+
+
+def _literal(value: int | str | bytes | None) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, int):
+        return f"{value:d}"
+    if isinstance(value, str):
+        return f"x'{value.encode().hex()}'"
+    if isinstance(value, bytes):
+        return f"x'{value.hex()}'"
+    raise TypeError(f"cannot write a {type(value).__name__} to the database")
+
+
+def _upsert_rows(table: str, columns: Sequence[str], keys: Sequence[str]) -> str:
+    updates = ", ".join(f"{column} = VALUES({column})" for column in columns if column not in keys)
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES %s ON DUPLICATE KEY UPDATE {updates}"  # noqa: S608 - names of ours
+
+
+# MySQL evaluates the assignments from left to right, so the version must come last. A row that
+# another writer changed meanwhile stays as it is, and counts as none of the rows affected.
+_UPDATE_SEEN = (
+    f"INSERT INTO host_seen ({', '.join(SeenRow._fields)}) VALUES %s ON DUPLICATE KEY UPDATE "  # noqa: S608 - names of ours
+    + "".join(
+        f"{column} = IF(version = VALUES(version), VALUES({column}), {column}), "
+        for column in SeenRow._fields
+        if column not in ("host", "version")
+    )
+    + "version = version + (version = VALUES(version))"
+)
+_UPDATE_LATEST = _upsert_rows("host_latest", LatestRow._fields, ["host"])
+_UPSERT_CHECKS = _upsert_rows("check_state", CheckRow._fields, ["host", "name", "instance"])
+_INSERT_EVENTS = f"INSERT INTO event ({', '.join(EventRow._fields)}) VALUES %s"  # noqa: S608 - names of ours
+
+
+class MysqlDialect(Dialect):
+    """See `Dialect`."""
+
+    name = "mysql"
+    driver_error = MySQLdb.Error
+    insert_ignore = "INSERT IGNORE"
+    for_update = " FOR UPDATE"
+    single_writer = False
+    clock_expression = "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)"
+
+    def __init__(self, url: MysqlUrl, password: str):
+        self._options: dict[str, Any] = {"user": url.user, "password": password, "database": url.database}
+        if url.unix_socket:
+            self._options["unix_socket"] = url.unix_socket
+        else:
+            self._options |= {"host": url.host, "port": url.port}
+
+    def connect(self) -> Any:
+        connection: Any = MySQLdb.connect(
+            **self._options,
+            conv={**MySQLdb.converters.conversions, _Rows: _render_rows},
+            charset="utf8mb4",
+            connect_timeout=_CONNECT_TIMEOUT,
+            read_timeout=_IO_TIMEOUT,
+            write_timeout=_IO_TIMEOUT,
+        )
+        try:
+            cursor = connection.cursor()
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            cursor.execute(
+                "SET SESSION innodb_lock_wait_timeout = %s, sql_mode = 'STRICT_ALL_TABLES'", (_LOCK_TIMEOUT,)
+            )
+            cursor.close()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def begin(self, connection: Any, *, write: bool) -> None:  # noqa: ARG002 - one way for both
+        connection.begin()
+
+    def is_lost(self, error: Exception) -> bool:
+        return isinstance(error, MySQLdb.InterfaceError) or _code(error) in _LOST
+
+    def to_store_error(self, error: Exception) -> StoreError:
+        code = _code(error)
+        text = f"database: {error.args[1] if len(error.args) > 1 else error} (error {code})"
+        if isinstance(error, MySQLdb.InterfaceError) or code in _UNAVAILABLE:
+            return StoreUnavailable(text)
+        if code in _CONFLICT:
+            return StoreConflict(text)
+        if code in _READ_ONLY:
+            return StoreReadOnly(text)
+        if code in _MISCONFIGURED:
+            return StoreMisconfigured(text)
+        if code in _SCHEMA:
+            return SchemaMismatch(f"{text}; run: collector-cli db upgrade")
+        return StoreError(text)
+
+    def sql(self, statement: str) -> str:
+        return statement
+
+    def update_seen(self, cursor: Any, rows: Sequence[SeenRow]) -> int:
+        # A row that an upsert changes counts as two, one that it leaves alone as none.
+        affected: int = cursor.execute(_UPDATE_SEEN, (_Rows(rows, all_numbers=True),))
+        return affected // 2
+
+    def update_latest(self, cursor: Any, rows: Sequence[LatestRow]) -> None:
+        cursor.execute(_UPDATE_LATEST, (_Rows(rows),))
+
+    def upsert_checks(self, cursor: Any, rows: Sequence[CheckRow]) -> None:
+        cursor.execute(_UPSERT_CHECKS, (_Rows(rows),))
+
+    def insert_events(self, cursor: Any, rows: Sequence[EventRow]) -> None:
+        cursor.execute(_INSERT_EVENTS, (_Rows(rows),))
+
+    @functools.cache  # noqa: B019 - one dialect lives as long as the process
+    def upsert(self, table: str, keys: tuple[str, ...], columns: tuple[str, ...]) -> str:
+        names = (*keys, *columns)
+        updates = ", ".join(f"{column} = VALUES({column})" for column in columns)
+        return (
+            f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(['%s'] * len(names))}) "  # noqa: S608
+            f"ON DUPLICATE KEY UPDATE {updates}"
+        )
+
+    def connection_budget(self, cursor: Any) -> int | None:
+        cursor.execute("SELECT @@max_connections")
+        return int(cursor.fetchone()[0])
+
+
+def _code(error: Exception) -> int:
+    return error.args[0] if error.args and isinstance(error.args[0], int) else 0

@@ -1,0 +1,122 @@
+"""The embedded store: SQLite in WAL mode, one file, one writer at a time, readers beside it."""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from collector.store.dialect import CheckRow, Dialect, EventRow, LatestRow, SeenRow
+from collector.store.errors import (
+    SchemaMismatch,
+    StoreConflict,
+    StoreError,
+    StoreMisconfigured,
+    StoreReadOnly,
+    StoreUnavailable,
+)
+from collector.store.url import SqliteUrl
+
+_BUSY_TIMEOUT = 5.0  # seconds to wait for another writer
+
+# https://www.sqlite.org/rescode.html, primary codes
+_ERRORS: dict[int, type[StoreError]] = {
+    sqlite3.SQLITE_BUSY: StoreConflict,
+    sqlite3.SQLITE_LOCKED: StoreConflict,
+    sqlite3.SQLITE_CONSTRAINT: StoreConflict,
+    sqlite3.SQLITE_READONLY: StoreReadOnly,
+    sqlite3.SQLITE_FULL: StoreReadOnly,
+    sqlite3.SQLITE_IOERR: StoreUnavailable,
+    sqlite3.SQLITE_CANTOPEN: StoreUnavailable,
+    sqlite3.SQLITE_PERM: StoreMisconfigured,
+    sqlite3.SQLITE_AUTH: StoreMisconfigured,
+    sqlite3.SQLITE_NOTADB: StoreMisconfigured,
+    sqlite3.SQLITE_CORRUPT: StoreMisconfigured,
+}
+
+
+def _upsert_rows(table: str, columns: Sequence[str], keys: Sequence[str]) -> str:
+    updates = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in keys)
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))}) "  # noqa: S608 - names of ours
+        f"ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {updates}"
+    )
+
+
+_UPDATE_SEEN = (
+    "UPDATE host_seen SET version = version + 1, epoch = ?3, seq = ?4, received_at = ?5, measured_at = ?6, "
+    "silence = ?7 WHERE host = ?1 AND version = ?2"
+)
+_UPDATE_LATEST = _upsert_rows("host_latest", LatestRow._fields, ["host"])
+_UPSERT_CHECKS = _upsert_rows("check_state", CheckRow._fields, ["host", "name", "instance"])
+_INSERT_EVENTS = (
+    f"INSERT INTO event ({', '.join(EventRow._fields)}) "  # noqa: S608 - names of ours
+    f"VALUES ({', '.join('?' * len(EventRow._fields))})"
+)
+
+
+class SqliteDialect(Dialect):
+    """See `Dialect`."""
+
+    name = "sqlite"
+    driver_error = sqlite3.Error
+    insert_ignore = "INSERT OR IGNORE"
+    for_update = ""  # BEGIN IMMEDIATE locks everything
+    single_writer = True
+    clock_expression = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+
+    def __init__(self, url: SqliteUrl):
+        self._path = url.path
+
+    def connect(self) -> Any:
+        # Not shared between threads at one time: the pool sees to that.
+        connection = sqlite3.connect(
+            self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")  # what is acked must survive a power loss
+            connection.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def begin(self, connection: Any, *, write: bool) -> None:
+        connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    def is_lost(self, error: Exception) -> bool:
+        return isinstance(error, sqlite3.ProgrammingError)
+
+    def to_store_error(self, error: Exception) -> StoreError:
+        text = f"database {self._path}: {error}"
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if "no such table" in str(error) or "no such column" in str(error):
+            return SchemaMismatch(f"{text}; run: collector-cli db upgrade")
+        return _ERRORS.get(code, StoreError)(text)
+
+    @functools.cache  # noqa: B019 - one dialect lives as long as the process
+    def sql(self, statement: str) -> str:
+        return statement.replace("%s", "?")
+
+    def update_seen(self, cursor: Any, rows: Sequence[SeenRow]) -> int:
+        cursor.executemany(_UPDATE_SEEN, rows)
+        updated: int = cursor.rowcount
+        return updated
+
+    def update_latest(self, cursor: Any, rows: Sequence[LatestRow]) -> None:
+        cursor.executemany(_UPDATE_LATEST, rows)
+
+    def upsert_checks(self, cursor: Any, rows: Sequence[CheckRow]) -> None:
+        cursor.executemany(_UPSERT_CHECKS, rows)
+
+    def insert_events(self, cursor: Any, rows: Sequence[EventRow]) -> None:
+        cursor.executemany(_INSERT_EVENTS, rows)
+
+    @functools.cache  # noqa: B019 - one dialect lives as long as the process
+    def upsert(self, table: str, keys: tuple[str, ...], columns: tuple[str, ...]) -> str:
+        return _upsert_rows(table, (*keys, *columns), keys).replace("?", "%s")
+
+    def connection_budget(self, cursor: Any) -> int | None:  # noqa: ARG002 - there is no server
+        return None
