@@ -46,7 +46,9 @@ def take_report(
         and plan.is_quiet(report.values)
     ):
         # By far the most frequent case: nothing to say, so nothing is looked at twice.
-        return HostStatus(epoch, report.seq, now, Silence.NONE, layout_id, status.checks, True)
+        return HostStatus(
+            epoch, report.seq, now, report.measured_at, Silence.NONE, layout_id, status.checks, True
+        )
     changes.events.extend(_delivery_events(status, same_epoch, report, now))
     known = status.checks
     # A host's first report, or the first after the agent lost its memory, is a baseline: what it
@@ -66,7 +68,7 @@ def take_report(
         changes.events.append(
             Event(now, EventKind.CHECK_REMOVED, key.name, key.instance, old, measured_at=report.measured_at)
         )
-    return HostStatus(epoch, report.seq, now, Silence.NONE, layout_id, checks, calm)
+    return HostStatus(epoch, report.seq, now, report.measured_at, Silence.NONE, layout_id, checks, calm)
 
 
 def judge_again(

@@ -46,15 +46,24 @@ def presence(received_at: int, ttl: int, silence: Silence, now: int, listening_s
     return Presence.STALE
 
 
+class FleetSilence(NamedTuple):
+    """Whether the fleet as a whole counts as silent.
+
+    `since` is when that began (0: it does not), `back_at` when it last came back (0: never).
+    """
+
+    since: int = 0
+    back_at: int = 0
+
+
 class Sweep(NamedTuple):
-    """What a look over the whole fleet found: hosts to be marked, and the fleet's own change."""
+    """What a look over the whole fleet found: hosts to be marked, and how the fleet is now."""
 
     alone: tuple[int, ...]
     """Hosts whose silence gets an event of its own."""
     with_fleet: tuple[int, ...]
     """Hosts whose silence is part of one event about the fleet."""
-    fleet_began: bool
-    fleet_ended: bool
+    fleet: FleetSilence
 
 
 def sweep(
@@ -62,6 +71,7 @@ def sweep(
     expected: int,
     now: int,
     listening_since: int,
+    fleet: FleetSilence,
     *,
     fleet_share: float,
     fleet_minimum: int,
@@ -74,28 +84,30 @@ def sweep(
     A fleet goes silent when at least `fleet_minimum` hosts and `fleet_share` of those that should
     speak are overdue or have missed a report. (When the first host's time-to-live runs out, the
     others behind the same cut have missed reports already, so one look is enough.) It is back
-    when fewer than that are silent; hosts that stay silent are then announced one by one.
+    when fewer than that are silent. Who is still silent a time-to-live later is announced alone.
     """
     overdue: list[int] = []
-    late = 0
     held: list[int] = []
+    left_behind: list[int] = []
+    late = 0
     for host in suspects:
+        heard = max(host.received_at, listening_since)
         if host.silence is Silence.FLEET:
             held.append(host.host)
-            continue
-        heard = max(host.received_at, listening_since)
-        if now - heard > host.ttl:
+            if now - max(heard, fleet.back_at) > host.ttl:
+                left_behind.append(host.host)
+        elif now - heard > host.ttl:
             overdue.append(host.host)
         elif now - heard > 1.5 * host.interval:
             late += 1
     threshold = max(fleet_minimum, fleet_share * expected)
-    if held:
+    if fleet.since:
         if len(held) + len(overdue) + late >= threshold:
-            return Sweep((), tuple(overdue), fleet_began=False, fleet_ended=False)
-        return Sweep((*held, *overdue), (), fleet_began=False, fleet_ended=True)
+            return Sweep((), tuple(overdue), fleet)
+        return Sweep((), tuple(overdue), FleetSilence(0, now))
     if overdue and len(overdue) + late >= threshold:
-        return Sweep((), tuple(overdue), fleet_began=True, fleet_ended=False)
-    return Sweep(tuple(overdue), (), fleet_began=False, fleet_ended=False)
+        return Sweep((), tuple(overdue), fleet._replace(since=now))
+    return Sweep((*overdue, *left_behind), (), fleet)
 
 
 def listening_since(intervals: Iterable[tuple[int, int]], now: int, grace: int) -> int | None:

@@ -47,6 +47,7 @@ class HostStatus(NamedTuple):
     """What is stored of a host that matters for comparing its next report.
 
     `(epoch, seq)` is the high-water mark: the last report that took effect; (0, 0) before the first.
+    `measured_at` is that report's time by the agent's clock.
     `layout_id` is the layout of that report, empty before the first. `is_calm` says that every
     check is calm.
     """
@@ -54,6 +55,7 @@ class HostStatus(NamedTuple):
     epoch: int = 0
     seq: int = 0
     received_at: int = 0
+    measured_at: int = 0
     silence: Silence = Silence.NONE
     layout_id: bytes = b""
     checks: Mapping[CheckKey, CheckStatus] = MappingProxyType({})

@@ -75,9 +75,10 @@ def load_listening(tx: Transaction) -> Listening:
     return Listening(now, listening_since(heard, now, HEARTBEAT_GRACE))
 
 
-def load_setting(tx: Transaction, name: str) -> str | None:
-    """A value that the collectors share; None if it was never set."""
-    rows = tx.query("SELECT content FROM setting WHERE name = %s", (name,))
+def load_setting(tx: Transaction, name: str, *, lock: bool = False) -> str | None:
+    """A value that the collectors share; None if it was never set. `lock` holds it until commit."""
+    locking = tx.dialect.for_update if lock else ""
+    rows = tx.query(f"SELECT content FROM setting WHERE name = %s{locking}", (name,))  # noqa: S608 - a constant
     return str(rows[0][0]) if rows else None
 
 

@@ -58,6 +58,14 @@ def add_hosts(tx: Transaction, records: Sequence[HostRecord], now: int) -> None:
         _write_groups(tx, numbers[record.host_id], record.groups)
 
 
+def list_hosts(tx: Transaction) -> list[tuple[int, str, str]]:
+    """Every host as (its number, host_id, hostname)."""
+    return [
+        (host, host_id, hostname)
+        for host, host_id, hostname in tx.query("SELECT id, host_id, hostname FROM host")
+    ]
+
+
 def update_host(tx: Transaction, host: int, old: HostRecord, new: HostRecord) -> None:
     """Overwrite a host's identity with what its Hello says now, if it differs."""
     if old == new:

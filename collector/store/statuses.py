@@ -37,7 +37,7 @@ def load_statuses(tx: Transaction, hosts: Sequence[int]) -> dict[int, Versioned]
     The version is read first: whatever changes after that makes the later write a conflict.
     """
     seen = tx.query_in(
-        "SELECT s.host, s.version, s.epoch, s.seq, s.received_at, s.silence, y.hash FROM host_seen s "
+        "SELECT s.host, s.version, s.epoch, s.seq, s.received_at, s.measured_at, s.silence, y.hash FROM host_seen s "
         "LEFT JOIN host_latest l ON l.host = s.host LEFT JOIN layout y ON y.id = l.layout WHERE s.host IN (%s)",
         hosts,
     )
@@ -56,13 +56,14 @@ def load_statuses(tx: Transaction, hosts: Sequence[int]) -> dict[int, Versioned]
                 epoch,
                 seq,
                 received_at,
+                measured_at,
                 Silence(silence),
                 layout_id or b"",
                 checks.get(host, {}),
                 all(status.is_calm for status in checks.get(host, {}).values()),
             ),
         )
-        for host, version, epoch, seq, received_at, silence, layout_id in seen
+        for host, version, epoch, seq, received_at, measured_at, silence, layout_id in seen
     }
 
 

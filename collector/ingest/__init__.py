@@ -1,0 +1,1 @@
+"""The way of a report into the database: admitted on one event loop, written by a few threads."""

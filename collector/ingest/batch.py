@@ -1,0 +1,241 @@
+"""One batch of reports from many hosts in one transaction: load, diff, write.
+
+Owned by one writer thread. A host always goes to the same writer, so nobody else in this process
+writes its rows; the version of each row tells when another process did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from collector.core import diff
+from collector.core.diff import Changes
+from collector.core.rules import Plan, RuleSet
+from collector.core.status import CheckStatus, Event, HostStatus
+from collector.ingest.items import HostGone, Item, Registered, Registration, Rejudgement, Submission
+from collector.store import hosts, statuses
+from collector.store.dialect import LatestRow, SeenRow
+from collector.store.statuses import Versioned
+from collector.store.store import Store, Transaction
+from fleetpulse.model import CheckKey, Facts, Layout, Report
+
+_CACHED_HOSTS = 100_000  # per writer; about 4 kB each with a dozen checks
+_CACHED_LAYOUTS = 10_000
+
+Answer = Registered | int | HostGone | None
+
+
+@dataclass(slots=True)
+class _Writes:
+    """What one transaction writes, collected over its items."""
+
+    before: dict[int, Versioned] = field(default_factory=dict)
+    after: dict[int, HostStatus] = field(default_factory=dict)
+    latest: dict[int, Report] = field(default_factory=dict)
+    checks: dict[int, dict[CheckKey, CheckStatus | None]] = field(default_factory=dict)
+    events: list[tuple[int | None, str, Event]] = field(default_factory=list)
+    new_layouts: dict[bytes, int] = field(default_factory=dict)
+
+    def add(self, host: int, hostname: str, changes: Changes) -> None:
+        if changes.checks:
+            self.checks.setdefault(host, {}).update(changes.checks)
+        if changes.events:
+            self.events.extend([(host, hostname, event) for event in changes.events])
+
+
+class BatchWriter:
+    """Applies batches, and remembers the statuses that it wrote (a write-through cache)."""
+
+    def __init__(self, store: Store, rules: Callable[[], RuleSet], now: Callable[[], int]):
+        self._store = store
+        self._current_rules = rules
+        self._now = now
+        self._rules: RuleSet | None = None
+        self._plans: dict[bytes, Plan] = {}
+        self._layouts: dict[bytes, int] = {}
+        self._cache: dict[int, Versioned] = {}
+
+    def apply(self, items: Sequence[Item]) -> list[Answer]:
+        """Commit all the items' effects, or none; an answer per item.
+
+        Raises StoreError, and leaves the cache as it was; see `forget`.
+        """
+        self._refresh_rules()
+        writes = _Writes()
+        with self._store.transaction() as tx:
+            registered = self._register(
+                tx, [item for item in items if isinstance(item, Registration)], writes
+            )
+            self._load(tx, items, registered.values(), writes)
+            answers = [self._apply_one(tx, item, registered, writes) for item in items]
+            self._write(tx, writes)
+        self._remember(writes)
+        return answers
+
+    def forget(self, items: Iterable[Item]) -> None:
+        """Drop what is remembered of these items' hosts: the database may hold something else by now."""
+        for item in items:
+            if isinstance(item, Submission):
+                self._cache.pop(item.host, None)
+        self._layouts.clear()
+
+    def _refresh_rules(self) -> None:
+        current = self._current_rules()
+        if current is not self._rules:
+            self._rules = current
+            self._plans.clear()
+
+    def _register(
+        self, tx: Transaction, registrations: Sequence[Registration], writes: _Writes
+    ) -> dict[str, int]:
+        if not registrations:
+            return {}
+        # The same host may have said Hello twice in one batch: the last word counts.
+        latest = {item.record.host_id: item for item in registrations}
+        stored = hosts.find_hosts(tx, list(latest))
+        new = [item.record for host_id, item in latest.items() if host_id not in stored]
+        if new:
+            hosts.add_hosts(tx, new, self._now())
+        numbers = {host_id: known.host for host_id, known in stored.items()}
+        if new:
+            numbers |= {
+                host_id: known.host
+                for host_id, known in hosts.find_hosts(tx, [r.host_id for r in new]).items()
+            }
+        for host_id, item in latest.items():
+            known = stored.get(host_id)
+            if known is not None:
+                hosts.update_host(tx, known.host, known.record, item.record)
+            events = diff.compare_records(known.record if known else None, item.record, item.received_at)
+            writes.events.extend([(numbers[host_id], item.record.hostname, event) for event in events])
+        return numbers
+
+    def _load(
+        self, tx: Transaction, items: Iterable[Item], registered: Iterable[int], writes: _Writes
+    ) -> None:
+        # Another collector may have taken a newcomer's reports until now, and a rejudgement is rare:
+        # both are read anew.
+        missing = set(registered)
+        for item in items:
+            if isinstance(item, Rejudgement):
+                missing.update(host for host, _ in item.hosts)
+        for item in items:
+            if isinstance(item, Submission) and item.reports and item.host not in missing:
+                known = self._cache.get(item.host)
+                if known is None:
+                    missing.add(item.host)
+                else:
+                    writes.before[item.host] = known
+        if missing:
+            writes.before.update(statuses.load_statuses(tx, sorted(missing)))
+
+    def _apply_one(self, tx: Transaction, item: Item, registered: dict[str, int], writes: _Writes) -> Answer:
+        if isinstance(item, Submission):
+            return self._take_reports(tx, item, writes)
+        if isinstance(item, Rejudgement):
+            self._judge_again(tx, item, writes)
+            return None
+        host = registered[item.record.host_id]
+        status = writes.after.get(host, writes.before[host].status)
+        return Registered(host, status.seq if status.epoch == item.epoch else 0)
+
+    def _take_reports(self, tx: Transaction, item: Submission, writes: _Writes) -> int | HostGone:
+        if item.facts is not None and not self._take_facts(tx, item, item.facts, writes):
+            return HostGone()
+        if not item.reports:
+            return 0
+        host = item.host
+        before = writes.before.get(host)
+        if before is None:
+            return HostGone()
+        status = writes.after.get(host, before.status)
+        changes = Changes()
+        for report in item.reports:
+            after = diff.take_report(
+                status, item.epoch, report, self._plan(report.layout), item.received_at, changes
+            )
+            if after is not status:
+                status = after
+                writes.latest[host] = report
+        writes.add(host, item.hostname, changes)
+        if status is not before.status:
+            writes.after[host] = status
+        return status.seq
+
+    def _take_facts(self, tx: Transaction, item: Submission, facts: Facts, writes: _Writes) -> bool:
+        stored_hash = hosts.load_facts_hashes(tx, [item.host]).get(item.host)
+        if stored_hash is None:
+            return False
+        new_hash = hosts.facts_hash(facts)
+        if new_hash == stored_hash:
+            return True
+        changed, events = diff.compare_facts(hosts.load_facts(tx, item.host), facts, item.received_at)
+        hosts.write_facts(tx, item.host, changed, new_hash)
+        writes.events.extend([(item.host, item.hostname, event) for event in events])
+        return True
+
+    def _judge_again(self, tx: Transaction, item: Rejudgement, writes: _Writes) -> None:
+        latest = statuses.load_latest(tx, [host for host, _ in item.hosts])
+        now = self._now()
+        for host, hostname in item.hosts:
+            report, before = latest.get(host), writes.before.get(host)
+            if report is None or before is None or host in writes.after:
+                continue
+            changes = Changes()
+            status = diff.judge_again(
+                before.status, self._plan(report.layout), report.values, report.results, now, changes
+            )
+            if changes.checks:
+                writes.add(host, hostname, changes)
+                writes.after[host] = status
+
+    def _plan(self, layout: Layout) -> Plan:
+        plan = self._plans.get(layout.id)
+        if plan is None:
+            assert self._rules is not None
+            if len(self._plans) >= _CACHED_LAYOUTS:
+                self._plans.clear()
+            plan = self._plans[layout.id] = self._rules.plan(layout)
+        return plan
+
+    def _write(self, tx: Transaction, writes: _Writes) -> None:
+        statuses.write_seen(
+            tx,
+            [
+                SeenRow(
+                    host,
+                    writes.before[host].version,
+                    status.epoch,
+                    status.seq,
+                    status.received_at,
+                    status.measured_at,
+                    status.silence,
+                )
+                for host, status in writes.after.items()
+            ],
+        )
+        statuses.write_latest(
+            tx, [self._latest_row(tx, host, report, writes) for host, report in writes.latest.items()]
+        )
+        if writes.checks:
+            statuses.write_checks(tx, writes.checks)
+        if writes.events:
+            statuses.write_events(tx, writes.events)
+
+    def _latest_row(self, tx: Transaction, host: int, report: Report, writes: _Writes) -> LatestRow:
+        layout_id = report.layout.id
+        number = self._layouts.get(layout_id) or writes.new_layouts.get(layout_id)
+        if number is None:
+            number = writes.new_layouts[layout_id] = statuses.layout_number(tx, report.layout)
+        return statuses.latest_row(host, number, report.values, report.results)
+
+    def _remember(self, writes: _Writes) -> None:
+        if len(self._layouts) + len(writes.new_layouts) > _CACHED_LAYOUTS:
+            self._layouts.clear()
+        self._layouts.update(writes.new_layouts)
+        for host, before in writes.before.items():
+            after = writes.after.get(host)
+            self._cache[host] = before if after is None else Versioned(before.version + 1, after)
+        while len(self._cache) > _CACHED_HOSTS:
+            del self._cache[next(iter(self._cache))]

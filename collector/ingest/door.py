@@ -1,0 +1,131 @@
+"""The one door through which every report enters, whatever brought it."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable, Sequence
+
+from collector.core.rules import RuleSet
+from collector.core.status import HostRecord
+from collector.ingest.batch import BatchWriter
+from collector.ingest.gate import Gate
+from collector.ingest.items import Item, Registered, Registration, Rejudgement, Submission
+from collector.ingest.writer import Writer
+from collector.store.errors import StoreError
+from collector.store.store import Store
+from fleetpulse.model import Facts, Report
+
+_REJUDGE_CHUNK = 100
+
+
+class Door:
+    """Admits reports to the writers. All methods but `rejudge` belong to one event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        rules: Callable[[], RuleSet],
+        now: Callable[[], int],
+        on_outcome: Callable[[StoreError | None], None],
+        *,
+        writers: int,
+        batch_reports: int,
+        linger: float,
+        queue_reports: int,
+    ):
+        self.gate = Gate(queue_reports)
+        self._writers = [
+            Writer(
+                number,
+                BatchWriter(store, rules, now),
+                on_outcome,
+                batch_reports=batch_reports,
+                linger=linger,
+            )
+            for number in range(writers)
+        ]
+        self._outbox: list[tuple[Writer, Item]] = []
+
+    def start(self) -> None:
+        """Start the writer threads."""
+        for writer in self._writers:
+            writer.start()
+
+    async def register(self, record: HostRecord, epoch: int, received_at: int) -> Registered:
+        """Make a host known; where its epoch stands. Raises StoreError."""
+        done: asyncio.Future[Registered] = asyncio.get_running_loop().create_future()
+        await self._pass(
+            self._writer_of(record.host_id), Registration(record, epoch, received_at, done), done
+        )
+        return done.result()
+
+    async def submit(
+        self,
+        host: int,
+        record: HostRecord,
+        epoch: int,
+        reports: Sequence[Report],
+        received_at: int,
+        facts: Facts | None = None,
+    ) -> int:
+        """Commit reports of a registered host; its high-water mark after that.
+
+        Raises StoreError when the collector stops before it could commit, HostGone for a host that
+        was removed meanwhile.
+        """
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        item = Submission(host, record.hostname, epoch, reports, facts, received_at, done)
+        await self._pass(self._writer_of(record.host_id), item, done)
+        return done.result()
+
+    def rejudge(self, hosts: Sequence[tuple[int, str, str]]) -> None:
+        """Have stored values judged by the current rules; hosts as (host, host_id, hostname)."""
+        by_writer: dict[Writer, list[tuple[int, str]]] = {}
+        for host, host_id, hostname in hosts:
+            by_writer.setdefault(self._writer_of(host_id), []).append((host, hostname))
+        for writer, chosen in by_writer.items():
+            chunks = [
+                chosen[start : start + _REJUDGE_CHUNK] for start in range(0, len(chosen), _REJUDGE_CHUNK)
+            ]
+            writer.inbox.put([Rejudgement(chunk) for chunk in chunks])
+
+    async def close(self, patience: float) -> bool:
+        """Let the writers commit what is admitted, for at most `patience` seconds; whether they did."""
+        for writer in self._writers:
+            writer.inbox.close()
+        joined = [asyncio.to_thread(writer.join, patience) for writer in self._writers]
+        await asyncio.gather(*joined)
+        drained = not any(writer.is_alive() for writer in self._writers)
+        for writer in self._writers:
+            writer.abandon()
+        await asyncio.gather(*[asyncio.to_thread(writer.join, 1.0) for writer in self._writers])
+        return drained
+
+    def _writer_of(self, host_id: str) -> Writer:
+        return self._writers[zlib.crc32(host_id.encode()) % len(self._writers)]
+
+    async def _pass(
+        self,
+        writer: Writer,
+        item: Registration | Submission,
+        done: asyncio.Future[Registered] | asyncio.Future[int],
+    ) -> None:
+        weight = item.weight
+        await self.gate.enter(weight)
+        try:
+            if not self._outbox:
+                # What arrives in one turn of the loop wakes each writer once.
+                asyncio.get_running_loop().call_soon(self._flush)
+            self._outbox.append((writer, item))
+            await asyncio.wait([done])
+        finally:
+            self.gate.leave(weight)
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        by_writer: dict[Writer, list[Item]] = {}
+        for writer, item in outbox:
+            by_writer.setdefault(writer, []).append(item)
+        for writer, items in by_writer.items():
+            writer.inbox.put(items)

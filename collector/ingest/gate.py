@@ -1,0 +1,66 @@
+"""How much may wait at once, and when agents are asked to pause."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+_CLOSE_AT = 0.80
+_OPEN_BELOW = 0.60
+
+
+class Gate:
+    """Counts the reports between admission and commit. Used on one event loop only.
+
+    It closes when 80 % of `limit` wait and opens again below 60 %, so that agents are not asked to
+    pause and to go on in turns. Nothing gets in beyond the limit, unless it is alone.
+    """
+
+    def __init__(self, limit: int):
+        self._limit = limit
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._open = asyncio.Event()
+        self._open.set()
+        self.pending = 0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether agents should pause."""
+        return not self._open.is_set()
+
+    async def wait_open(self) -> None:
+        """Wait until agents may go on."""
+        await self._open.wait()
+
+    async def enter(self, weight: int) -> None:
+        """Wait until `weight` more reports fit in, then count them; first come, first served."""
+        if not self._queue and self._fits(weight):
+            self._count(weight)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((weight, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.leave(weight)  # it was counted in just before
+            raise
+
+    def leave(self, weight: int) -> None:
+        """Count `weight` reports off: they are committed, or refused."""
+        self._count(-weight)
+        while self._queue and self._fits(self._queue[0][0]):
+            waiting, turn = self._queue.popleft()
+            if not turn.done():
+                self._count(waiting)
+                turn.set_result(None)
+
+    def _fits(self, weight: int) -> bool:
+        return not self.pending or self.pending + weight <= self._limit
+
+    def _count(self, weight: int) -> None:
+        self.pending += weight
+        if self.pending >= _CLOSE_AT * self._limit:
+            self._open.clear()
+        elif self.pending < _OPEN_BELOW * self._limit:
+            self._open.set()

@@ -1,0 +1,66 @@
+"""What waits in a writer's inbox."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from collector.core.status import HostRecord
+from fleetpulse.model import Facts, Report
+
+
+class Registered(NamedTuple):
+    """A host whose rows exist, and the last committed sequence number of its epoch (0: none)."""
+
+    host: int
+    committed_seq: int
+
+
+@dataclass(slots=True, eq=False)
+class Registration:
+    """A Hello: make the host's rows, note what changed. Answered by `Registered`."""
+
+    record: HostRecord
+    epoch: int
+    received_at: int
+    done: asyncio.Future[Registered]
+    weight = 1
+
+
+@dataclass(slots=True, eq=False)
+class Submission:
+    """Reports, or facts, of one host. Answered by the high-water mark after the commit."""
+
+    host: int
+    hostname: str
+    epoch: int
+    reports: Sequence[Report]
+    facts: Facts | None
+    received_at: int
+    done: asyncio.Future[int]
+
+    @property
+    def weight(self) -> int:
+        """How much of a queue or batch this takes up, in reports."""
+        return len(self.reports) or 1
+
+
+@dataclass(slots=True, eq=False)
+class Rejudgement:
+    """Hosts whose stored values are to be judged by new rules, as (host, hostname)."""
+
+    hosts: Sequence[tuple[int, str]]
+
+    @property
+    def weight(self) -> int:
+        """How much of a batch this takes up, in reports."""
+        return len(self.hosts)
+
+
+Item = Registration | Submission | Rejudgement
+
+
+class HostGone(Exception):
+    """The host was removed while it was connected; its next Hello makes it anew."""

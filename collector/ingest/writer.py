@@ -1,0 +1,122 @@
+"""The writer threads: take what waits, commit it in one transaction, answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from collector.ingest.batch import Answer, BatchWriter
+from collector.ingest.inbox import Inbox
+from collector.ingest.items import HostGone, Item, Rejudgement
+from collector.store.errors import (
+    SchemaMismatch,
+    StoreConflict,
+    StoreError,
+    StoreMisconfigured,
+    StoreUnavailable,
+)
+
+_RETRY_CAP = 2.0  # seconds: how long after its cause ends a fault may last at most
+_CONFLICTS = 20  # repetitions of a batch in conflict before its items are tried one by one
+
+log = structlog.get_logger()
+
+Outcome = Answer | Exception
+
+
+class Writer(threading.Thread):
+    """One writer: its own inbox, its own batches, one connection at a time.
+
+    `on_outcome(error)` hears None after each commit, and what is wrong while there is none.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        batches: BatchWriter,
+        on_outcome: Callable[[StoreError | None], None],
+        *,
+        batch_reports: int,
+        linger: float,
+    ):
+        super().__init__(name=f"writer-{number}", daemon=True)
+        self.inbox = Inbox()
+        self._batches = batches
+        self._on_outcome = on_outcome
+        self._batch_reports = batch_reports
+        self._linger = linger
+        self._abandon = threading.Event()
+
+    def run(self) -> None:
+        """Until the inbox is closed and empty."""
+        while (items := self.inbox.take(self._batch_reports, self._linger)) is not None:
+            _answer(items, self._commit(items))
+
+    def abandon(self) -> None:
+        """Stop repeating a batch that cannot be committed; its reports stay with their agents."""
+        self._abandon.set()
+
+    def _commit(self, items: Sequence[Item]) -> Sequence[Outcome]:
+        attempt = 0
+        while True:
+            try:
+                answers = self._batches.apply(items)
+            except StoreConflict as conflict:
+                self._batches.forget(items)
+                if attempt >= _CONFLICTS:
+                    return self._one_by_one(items, conflict)
+            except (StoreUnavailable, SchemaMismatch, StoreMisconfigured) as error:
+                self._batches.forget(items)
+                self._on_outcome(error)
+                if self._abandon.is_set():
+                    return [error] * len(items)
+            except Exception as error:  # noqa: BLE001 - whatever one host's data does, the others go on
+                self._batches.forget(items)
+                return self._one_by_one(items, error)
+            else:
+                self._on_outcome(None)
+                return answers
+            attempt += 1
+            delay = min(_RETRY_CAP, 0.02 * 2 ** min(attempt, 10))
+            self._abandon.wait(random.uniform(0, delay))  # noqa: S311 - spreads retries, hides nothing
+
+    def _one_by_one(self, items: Sequence[Item], error: Exception) -> Sequence[Outcome]:
+        if len(items) == 1:
+            log.error(
+                "cannot store what a host sent", item=_describe(items[0]), error=str(error), exc_info=error
+            )
+            return [error]
+        return [outcome for item in items for outcome in self._commit([item])]
+
+
+def _answer(items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
+    """Hand the outcomes to whoever waits, with one call into each event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[object], Outcome]]] = {}
+    for item, outcome in zip(items, outcomes, strict=True):
+        if not isinstance(item, Rejudgement):
+            by_loop.setdefault(item.done.get_loop(), []).append((item.done, outcome))  # type: ignore[arg-type]
+    for loop, answers in by_loop.items():
+        loop.call_soon_threadsafe(_resolve, answers)
+
+
+def _resolve(answers: Sequence[tuple[asyncio.Future[object], Outcome]]) -> None:
+    for done, outcome in answers:
+        if done.done():  # the stream ended meanwhile
+            continue
+        if isinstance(outcome, Exception):
+            done.set_exception(outcome)
+        else:
+            done.set_result(outcome)
+
+
+def _describe(item: Item) -> str:
+    if isinstance(item, Rejudgement):
+        return f"{len(item.hosts)} hosts judged by new rules"
+    return getattr(item, "hostname", None) or f"Hello of {item.record.hostname}"  # type: ignore[union-attr]
+
+
+__all__ = ["HostGone", "Writer"]

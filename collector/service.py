@@ -1,0 +1,293 @@
+"""The collector service: wiring, signals, and the order in which it stops.
+
+Stop order, on SIGTERM or SIGINT:
+
+1. The health service says NOT_SERVING; new streams are refused.
+2. Every agent gets Goodbye, with a time of its own to come back.
+3. What was admitted is committed and acked, for at most `drain_timeout`.
+4. The server closes the streams that are left.
+5. The sweeper writes the last heartbeat: from now on nobody listens.
+6. The pool is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+# grpc's own messages are for its developers; what matters of them comes as our errors.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import click
+import structlog
+from grpc import aio
+from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+
+from collector import config as configuration
+from collector import logs
+from collector.clock import Clock
+from collector.config import Config, Loaded
+from collector.core.rules import RuleSet
+from collector.health import Health
+from collector.ingest.door import Door
+from collector.ingest.server import Bounds, IngestServicer, create_server
+from collector.ingest.sessions import Sessions
+from collector.rules_file import fingerprint, load_rules
+from collector.store import collectors, hosts, schema
+from collector.store.collectors import HEARTBEAT_GRACE, CollectorRow
+from collector.store.errors import SchemaMismatch, StoreError, StoreMisconfigured
+from collector.store.store import Store, open_store
+from collector.sweeper import Sweeper
+from fleetpulse import __version__
+from fleetpulse.config import ConfigError
+
+EXIT_UNAVAILABLE = 69  # sysexits.h EX_UNAVAILABLE: a restart may help
+EXIT_SOFTWARE = 70  # sysexits.h EX_SOFTWARE: a defect
+EXIT_CONFIG = 78  # sysexits.h EX_CONFIG: a restart does not help
+
+_RULES_FINGERPRINT = "rules_fingerprint"
+
+log = structlog.get_logger()
+
+
+class StartError(Exception):
+    """The service cannot start; `status` is the exit code."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class Service:
+    """One running collector."""
+
+    def __init__(self, config: Config, store: Store, rules: RuleSet):
+        self._config = config
+        self._store = store
+        self._rules = rules
+        self._clock = Clock()
+        self._stop = asyncio.Event()
+        self._crashed = False
+        self._loop = asyncio.get_running_loop()
+        self._health_service = health_aio.HealthServicer()
+        self._health = Health(self._publish_health)
+        self._sessions = Sessions()
+        self._door = Door(
+            store,
+            lambda: self._rules,
+            self._clock.now,
+            self._health.note,
+            writers=1 if store.dialect.single_writer else config.writers,
+            batch_reports=config.batch_reports,
+            linger=config.batch_linger,
+            queue_reports=config.limits.queue_reports,
+        )
+        limits = config.limits
+        self._servicer = IngestServicer(
+            self._door,
+            self._sessions,
+            self._clock.now,
+            Bounds(limits.batch_reports, limits.message_size, limits.hello_timeout),
+        )
+
+    async def run(self) -> int:
+        """Serve until a signal; the exit code. Raises StartError."""
+        server = create_server(
+            self._servicer,
+            connections=self._config.limits.connections,
+            message_size=self._config.limits.message_size,
+        )
+        add_HealthServicer_to_server(self._health_service, server)
+        address = self._bind(server)
+        self._door.start()
+        await server.start()
+        sweeper = self._start_sweeper(address)
+        self._watch_signals()
+        await self._health_service.set("", HealthCheckResponse.SERVING)
+        log.info("listening", address=address, database=self._config.database, pool=self._config.pool_size)
+        await asyncio.to_thread(self._judge_stored_values)
+        await self._stop.wait()
+        log.info("stopping", streams=len(self._sessions))
+        await self._drain(server)
+        await asyncio.to_thread(sweeper.stop)
+        self._store.close()
+        log.info("stopped", **self._servicer.counts)
+        return EXIT_SOFTWARE if self._crashed else 0
+
+    def reload_rules(self) -> None:
+        """Read the rules again and judge the stored values by them; broken rules change nothing."""
+        try:
+            self._rules = load_rules(self._config.rules)
+        except ConfigError as error:
+            log.error("the rules stay as they were", error=str(error))  # noqa: TRY400 - the admin's error
+            return
+        log.info("rules loaded", rules=len(self._rules.rules))
+        self._loop.run_in_executor(None, self._judge_stored_values)
+
+    def _bind(self, server: aio.Server) -> str:
+        listen = configuration.parse_listen(self._config.listen)
+        try:
+            port = server.add_insecure_port(listen)
+        except RuntimeError:
+            raise StartError(
+                f"cannot listen on {listen}: another program has the port, or the address is not this machine's; "
+                f"see: ss -ltnp",
+                EXIT_UNAVAILABLE,
+            ) from None
+        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+    def _start_sweeper(self, address: str) -> Sweeper:
+        now = self._clock.now()
+        silence = self._config.silence
+        me = CollectorRow(self._config.name, address, __version__, self._config.pool_size, now, now, None)
+        sweeper = Sweeper(
+            self._store,
+            me,
+            self._clock.now,
+            self._health.note,
+            interval=silence.sweep_interval,
+            fleet_share=silence.fleet_share,
+            fleet_minimum=silence.fleet_minimum,
+            event_retention=self._config.event_retention.milliseconds,
+        )
+        sweeper.beat()
+        sweeper.start()
+        return sweeper
+
+    def _watch_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self.reload_rules)
+        threading.excepthook = self._note_crash
+
+    def _note_crash(self, crash: threading.ExceptHookArgs) -> None:
+        """A thread of ours ended by a defect. Better to stop in order than to go on without it."""
+        log.critical(
+            "a thread has crashed", thread=crash.thread and crash.thread.name, exc_info=crash.exc_value
+        )
+        self._crashed = True
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    def _judge_stored_values(self) -> None:
+        """If the rules are not those by which the stored states were judged, judge them again."""
+        rules = self._rules
+        try:
+            with self._store.transaction() as tx:
+                if collectors.load_setting(tx, _RULES_FINGERPRINT) == fingerprint(rules):
+                    return
+                known = hosts.list_hosts(tx)
+                collectors.save_setting(tx, _RULES_FINGERPRINT, fingerprint(rules))
+        except StoreError as error:
+            log.warning("stored values wait for their next report to be judged anew", error=str(error))
+            return
+        self._door.rejudge(known)
+        log.info("judging stored values by the new rules", hosts=len(known))
+
+    def _publish_health(self, serving: bool) -> None:
+        status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
+        asyncio.run_coroutine_threadsafe(self._health_service.set("", status), self._loop)
+
+    async def _drain(self, server: aio.Server) -> None:
+        await self._health_service.enter_graceful_shutdown()
+        await self._sessions.say_goodbye()
+        deadline = self._loop.time() + self._config.drain_timeout
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self._sessions.wait_empty()
+        if not await self._door.close(max(1.0, deadline - self._loop.time())):
+            log.error("stopped before everything was committed; the agents keep it")
+        await server.stop(grace=1.0)
+
+
+async def _serve(config: Config, store: Store, rules: RuleSet) -> int:
+    return await Service(config, store, rules).run()
+
+
+def _start(loaded: Loaded) -> int:
+    config = loaded.config
+    rules = load_rules(config.rules)
+    store = open_store(
+        config.database,
+        password=loaded.database_password,
+        pool_size=config.pool_size,
+        pool_timeout=config.pool_timeout,
+    )
+    schema.require_known_version(store)
+    _check_budget(config, store)
+    _raise_open_files()
+    return asyncio.run(_serve(config, store, rules))
+
+
+def _check_budget(config: Config, store: Store) -> None:
+    """Refuse to start when the pools of all live collectors do not fit into the server's limit."""
+    with store.transaction(write=False) as tx:
+        budget = store.dialect.connection_budget(tx.cursor)
+        if budget is None:
+            return
+        now = collectors.load_listening(tx).now
+        others = [
+            row
+            for row in collectors.load_collectors(tx)
+            if row.name != config.name and not row.stopped_at and now - row.heartbeat_at <= HEARTBEAT_GRACE
+        ]
+    taken = sum(row.pool_size for row in others)
+    available = budget - config.connection_reserve
+    if config.pool_size + taken > available:
+        raise StartError(
+            f"pool_size {config.pool_size} and the {taken} connections of {len(others)} other live collectors do not "
+            f"fit into the database's max_connections {budget} less connection_reserve {config.connection_reserve}; "
+            "lower pool_size or raise max_connections",
+            EXIT_CONFIG,
+        )
+
+
+def _raise_open_files() -> None:
+    """An agent is an open file; the usual soft limit of 1,024 is meant for other programs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "path", type=click.Path(path_type=Path), help="The TOML file to read.")
+@click.option("--check-config", is_flag=True, help="Check configuration and rules, and end.")
+@click.version_option(__version__)
+def main(path: Path | None, *, check_config: bool) -> None:
+    """Run the fleetpulse collector: take in reports, write what differs.
+
+    Configuration comes from --config, else from $FLEETPULSE_CONFIG, else from
+    /etc/fleetpulse/collector.toml; every key has an environment override such as
+    FLEETPULSE_DATABASE or FLEETPULSE_LISTEN. SIGHUP reloads the rules, SIGTERM drains and ends.
+
+    Exit codes: 0 stopped by a signal, 69 the database or the port cannot be had, 70 a defect,
+    78 the configuration or the database's schema is not right.
+    """
+    try:
+        loaded = configuration.load(path)
+        logs.configure(loaded.config.log.level, loaded.config.log.format)
+        if check_config:
+            load_rules(loaded.config.rules)
+            click.echo(f"{loaded.path or 'built-in defaults'}: OK")
+            return
+        status = _start(loaded)
+    except (ConfigError, SchemaMismatch, StoreMisconfigured) as error:
+        _end(str(error), EXIT_CONFIG)
+    except StoreError as error:
+        _end(str(error), EXIT_UNAVAILABLE)
+    except StartError as error:
+        _end(str(error), error.status)
+    sys.exit(status)
+
+
+def _end(message: str, status: int) -> NoReturn:
+    click.echo(f"fleet-collector: {message}", err=True)
+    sys.exit(status)

@@ -1,0 +1,76 @@
+"""Who has not reported, and whose silence has been announced."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from collector.core.silence import FleetSilence, LastWord
+from collector.core.status import Silence
+from collector.store.collectors import load_setting, save_setting
+from collector.store.store import Transaction
+
+_FLEET_SILENCE = "fleet_silence"
+
+
+class MarkedHost(NamedTuple):
+    """A host whose silence has just been marked."""
+
+    host: int
+    hostname: str
+    received_at: int
+
+
+def load_suspects(tx: Transaction, now: int) -> list[LastWord]:
+    """The hosts that missed a report, or are part of the fleet's silence; see `core.silence.sweep`."""
+    rows = tx.query(
+        "SELECT s.host, s.received_at, h.interval_ms, h.ttl_ms, s.silence FROM host_seen s "
+        "JOIN host h ON h.id = s.host WHERE s.received_at > 0 AND s.silence <> %s "
+        "AND (s.silence = %s OR s.received_at < %s - 1.5 * h.interval_ms)",
+        (Silence.ALONE.value, Silence.FLEET.value, now),
+    )
+    return [
+        LastWord(host, received_at, interval, ttl, Silence(silence))
+        for host, received_at, interval, ttl, silence in rows
+    ]
+
+
+def count_expected(tx: Transaction) -> int:
+    """How many hosts reported before and have not been announced as silent one by one."""
+    query = "SELECT COUNT(*) FROM host_seen WHERE received_at > 0 AND silence <> %s"
+    return int(tx.query(query, (Silence.ALONE.value,))[0][0])
+
+
+def mark(tx: Transaction, hosts: Sequence[int], silence: Silence, now: int) -> list[MarkedHost]:
+    """Mark hosts as silent that still are, and were not marked so before; those marked.
+
+    Their rows are locked until the commit, so that a report that arrives meanwhile is either seen
+    here or sees the mark.
+    """
+    rows = tx.query_in(
+        "SELECT s.host, h.hostname, s.received_at, s.silence, h.ttl_ms FROM host_seen s "  # noqa: S608 - a constant
+        f"JOIN host h ON h.id = s.host WHERE s.host IN (%s) ORDER BY s.host{tx.dialect.for_update}",
+        sorted(hosts),
+    )
+    marked = [
+        MarkedHost(host, hostname, received_at)
+        for host, hostname, received_at, before, ttl in rows
+        if before != silence and now - received_at > ttl
+    ]
+    tx.execute_many(
+        "UPDATE host_seen SET silence = %s, version = version + 1 WHERE host = %s",
+        [(silence.value, host.host) for host in marked],
+    )
+    return marked
+
+
+def load_fleet_silence(tx: Transaction, *, lock: bool = False) -> FleetSilence:
+    """Whether the fleet counts as silent. `lock` holds the answer until commit."""
+    stored = load_setting(tx, _FLEET_SILENCE, lock=lock)
+    return FleetSilence(**json.loads(stored)) if stored else FleetSilence()
+
+
+def save_fleet_silence(tx: Transaction, fleet: FleetSilence) -> None:
+    """Write down whether the fleet counts as silent."""
+    save_setting(tx, _FLEET_SILENCE, json.dumps(fleet._asdict()))
