@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from collector.core.rules import RuleSet
 from collector.core.status import HostRecord
@@ -35,6 +36,7 @@ class Door:
         queue_reports: int,
     ):
         self.gate = Gate(queue_reports)
+        self._loop = asyncio.get_running_loop()
         self._writers = [
             Writer(
                 number,
@@ -54,11 +56,9 @@ class Door:
 
     async def register(self, record: HostRecord, epoch: int, received_at: int) -> Registered:
         """Make a host known; where its epoch stands. Raises StoreError."""
-        done: asyncio.Future[Registered] = asyncio.get_running_loop().create_future()
-        await self._pass(
-            self._writer_of(record.host_id), Registration(record, epoch, received_at, done), done
-        )
-        return done.result()
+        item = Registration(record, epoch, received_at, self._loop.create_future())
+        registered: Registered = await self._pass(record.host_id, item)
+        return registered
 
     async def submit(
         self,
@@ -74,10 +74,11 @@ class Door:
         Raises StoreError when the collector stops before it could commit, HostGone for a host that
         was removed meanwhile.
         """
-        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        item = Submission(host, record.hostname, epoch, reports, facts, received_at, done)
-        await self._pass(self._writer_of(record.host_id), item, done)
-        return done.result()
+        item = Submission(
+            host, record.hostname, epoch, reports, facts, received_at, self._loop.create_future()
+        )
+        committed: int = await self._pass(record.host_id, item)
+        return committed
 
     def rejudge(self, hosts: Sequence[tuple[int, str, str]]) -> None:
         """Have stored values judged by the current rules; hosts as (host, host_id, hostname)."""
@@ -105,20 +106,15 @@ class Door:
     def _writer_of(self, host_id: str) -> Writer:
         return self._writers[zlib.crc32(host_id.encode()) % len(self._writers)]
 
-    async def _pass(
-        self,
-        writer: Writer,
-        item: Registration | Submission,
-        done: asyncio.Future[Registered] | asyncio.Future[int],
-    ) -> None:
+    async def _pass(self, host_id: str, item: Registration | Submission) -> Any:
         weight = item.weight
         await self.gate.enter(weight)
         try:
             if not self._outbox:
                 # What arrives in one turn of the loop wakes each writer once.
-                asyncio.get_running_loop().call_soon(self._flush)
-            self._outbox.append((writer, item))
-            await asyncio.wait([done])
+                self._loop.call_soon(self._flush)
+            self._outbox.append((self._writer_of(host_id), item))
+            return await item.done
         finally:
             self.gate.leave(weight)
 

@@ -76,6 +76,13 @@ class Goodbye(NamedTuple):
     reconnect_after: int
 
 
+Response = Welcome | Ack | Throttle | Goodbye
+"""What the collector can say."""
+
+StreamRequest = pb.StreamRequest
+"""An encoded message to the collector. Opaque everywhere else."""
+
+
 def encode_hello(hello: Hello) -> pb.StreamRequest:
     """The message that opens a stream."""
     return pb.StreamRequest(
@@ -275,7 +282,7 @@ def encode_goodbye(reconnect_after: int) -> pb.StreamResponse:
     return pb.StreamResponse(goodbye=pb.Goodbye(reconnect_after_ms=reconnect_after))
 
 
-def decode_response(message: pb.StreamResponse) -> Welcome | Ack | Throttle | Goodbye | None:
+def decode_response(message: pb.StreamResponse) -> Response | None:
     """What the collector says; None for a kind of message that only a newer collector knows.
 
     Raises WireError for a sequence number that no agent can have given.
@@ -283,9 +290,7 @@ def decode_response(message: pb.StreamResponse) -> Welcome | Ack | Throttle | Go
     match message.WhichOneof("message"):
         case "welcome":
             welcome = message.welcome
-            return Welcome(
-                _seq(welcome.committed_seq), welcome.max_batch_reports, welcome.max_message_bytes
-            )
+            return Welcome(_seq(welcome.committed_seq), welcome.max_batch_reports, welcome.max_message_bytes)
         case "ack":
             return Ack(_seq(message.ack.seq))
         case "throttle":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import grpc.aio
 
 from fleetpulse.v1 import ingest_pb2 as pb
@@ -11,6 +14,38 @@ StreamCall = grpc.aio.StreamStreamCall[pb.StreamRequest, pb.StreamResponse]
 """One open stream, seen from the agent."""
 
 
+class CallOverError(Exception):
+    """Nothing can be written, because the call has ended; reading it tells why."""
+
+
 def open_stream(channel: grpc.aio.Channel) -> StreamCall:
     """Start the stream on `channel`; nothing has been sent or waited for when this returns."""
     return IngestServiceStub(channel).Stream()
+
+
+async def read_response(call: StreamCall) -> pb.StreamResponse | None:
+    """The next message; None once the collector has closed the stream in order.
+
+    Raises AioRpcError if it ended in any other way. Cancelling this ends the call.
+    """
+    message = await call.read()
+    return message if isinstance(message, pb.StreamResponse) else None
+
+
+async def write_request(call: StreamCall, message: pb.StreamRequest) -> None:
+    """Send one message, waiting while flow control asks for it.
+
+    Raises CallOverError.
+    """
+    # `call.write` on a call that the collector is just ending replaces the collector's status by
+    # "Internal error from Core" (https://github.com/grpc/grpc/issues/36066), and with it the reason
+    # of a refusal. The call underneath fails without touching the status.
+    inner: Any = getattr(call, "_cython_call", None)
+    try:
+        await call.wait_for_connection()
+        if inner is None:
+            await call.write(message)
+        else:
+            await inner.send_serialized_message(message.SerializeToString())
+    except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError) as error:
+        raise CallOverError(str(error)) from None
