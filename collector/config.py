@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from collector.core.silence import ANNOUNCED_WITHIN
 from fleetpulse import config
 from fleetpulse.config import ConfigError, Duration, Size
 
@@ -146,6 +147,11 @@ def _check(loaded: Config) -> None:
     if loaded.writers > loaded.pool_size - 2:
         raise ConfigError(
             f"writers: {loaded.writers} do not fit into pool_size {loaded.pool_size}; two connections are for readers"
+        )
+    if loaded.silence.sweep_interval.milliseconds * 2 > ANNOUNCED_WITHIN:
+        raise ConfigError(
+            f"silence.sweep_interval: {loaded.silence.sweep_interval:g} s is too long; at most "
+            f"{ANNOUNCED_WITHIN / 2000:g} s"
         )
     if not 0 < loaded.silence.fleet_share <= 1:
         raise ConfigError(f"silence.fleet_share: {loaded.silence.fleet_share:g} is no share between 0 and 1")

@@ -120,8 +120,9 @@ class Sweeper(threading.Thread):
         with_fleet = silence.mark(tx, found.with_fleet, Silence.FLEET, now)
         events: list[tuple[int | None, str, Event]] = []
         for host in alone:
-            events.append((host.host, host.hostname, Event(now, EventKind.SILENT, old=str(host.received_at))))
-            log.info("host silent", host=host.hostname, seconds=(now - host.received_at) // 1000)
+            message = f"no report for {(now - host.received_at) / 1000:.1f} s"
+            events.append((host.host, host.hostname, Event(now, EventKind.SILENT, message=message)))
+            log.info("host silent", host=host.hostname, message=message)
         if found.fleet != fleet:
             silence.save_fleet_silence(tx, found.fleet)
             if found.fleet.since:

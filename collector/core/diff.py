@@ -148,11 +148,12 @@ def _confirm(previous: CheckStatus, verdict: Verdict, now: int) -> CheckStatus:
         # A check's own word is its own affair. The message of a breach names the value that crossed
         # the threshold; it is not written anew with every value.
         own_word = verdict.is_own or verdict.state is State.OK
-        return CheckStatus(previous.state, previous.since, verdict.message if own_word else previous.message)
+        message = verdict.message if own_word else previous.message
+        return CheckStatus(previous.state, previous.since, message, occurrences=previous.occurrences)
     count = previous.pending_count + 1 if previous.pending is verdict.state else 1
-    if count < verdict.occurrences:
+    if count < (verdict.occurrences or previous.occurrences):
         return previous._replace(pending=verdict.state, pending_count=count)
-    return CheckStatus(verdict.state, now, verdict.message)
+    return CheckStatus(verdict.state, now, verdict.message, occurrences=verdict.occurrences or 1)
 
 
 def _state_events(

@@ -68,7 +68,11 @@ class _Watch(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a report says of one check, before it is confirmed."""
+    """What a report says of one check, before it is confirmed.
+
+    `occurrences` is how often it has to be seen in a row to count; 0 for OK, which the state that it
+    would end decides.
+    """
 
     state: State
     message: str
@@ -100,16 +104,14 @@ class Plan:
     ) -> Verdict:
         """The state of the layout's check number `check`: the worst of its own word and its rules.
 
-        `is_own` of the verdict says that the check's own word was the worst. Own states count at once.
+        `is_own` of the verdict says that the check's own word was the worst. An own state counts at once.
 
         A value that is missing although the check did not fail cannot clear what it once raised.
         """
         state, message = (own.state, own.message) if own else (State.OK, "")
-        is_own, occurrences = own is not None, 1
+        is_own, occurrences = own is not None, 0 if own is None else 1
         for watch in self.watches[check]:
             value = values[watch.series]
-            if own is None:
-                occurrences = max(occurrences, watch.rule.occurrences)
             if value != value:
                 if own is None and previous.state.severity > state.severity:
                     state, message = previous.state, previous.message
@@ -117,6 +119,7 @@ class Plan:
             level = _level_of(value * watch.sign, watch.levels, previous.state)
             if level is not None and level.state.severity > state.severity:
                 state, message, is_own = level.state, self._explain(watch, level, value), False
+                occurrences = watch.rule.occurrences
         return Verdict(state, message, occurrences, is_own)
 
     def _explain(self, watch: _Watch, level: _Level, value: float) -> str:

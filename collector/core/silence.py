@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from collector.core.status import Silence
 
+ANNOUNCED_WITHIN = 4_000
+"""Milliseconds after a host's time-to-live within which a collector announces its silence."""
+
 
 class Presence(enum.StrEnum):
     """What the lack of reports says of a host."""
@@ -33,7 +36,9 @@ def presence(received_at: int, ttl: int, silence: Silence, now: int, listening_s
     """Whether a host is silent.
 
     `listening_since` is when the collectors last began to listen without a gap until `now`; None
-    when nobody listens. Silence that was announced already stays silence whoever listens.
+    when nobody listens. Silence that was announced already stays silence whoever listens. Silence
+    that is due to be announced this very moment is not told before its event is written, so that
+    whoever is called stale has a `silent` event; a collector that does not get to it is not waited for.
     """
     if not received_at:
         return Presence.NEVER_SEEN
@@ -41,9 +46,12 @@ def presence(received_at: int, ttl: int, silence: Silence, now: int, listening_s
         return Presence.STALE
     if now - received_at <= ttl:
         return Presence.FRESH
-    if listening_since is None or now - max(received_at, listening_since) <= ttl:
+    if listening_since is None:
         return Presence.UNKNOWN
-    return Presence.STALE
+    overdue = now - max(received_at, listening_since) - ttl
+    if overdue > ANNOUNCED_WITHIN:
+        return Presence.STALE
+    return Presence.FRESH if received_at >= listening_since else Presence.UNKNOWN
 
 
 class FleetSilence(NamedTuple):

@@ -28,7 +28,8 @@ class CheckStatus(NamedTuple):
     """The confirmed state of a check, and the one that is waiting to be confirmed.
 
     `since` is when `state` began; `message` is the check's own, or that of the threshold it crossed.
-    `pending` was seen `pending_count` times in a row and differs from `state` (equal when none waits).
+    `pending` was seen `pending_count` times in a row (0: no other state waits). `occurrences` is how
+    often OK has to be seen in a row to end the state, as the rule that raised it says.
     """
 
     state: State
@@ -36,6 +37,7 @@ class CheckStatus(NamedTuple):
     message: str = ""
     pending: State = State.OK
     pending_count: int = 0
+    occurrences: int = 1
 
     @property
     def is_calm(self) -> bool:

@@ -71,6 +71,8 @@ def load_listening(tx: Transaction) -> Listening:
     # The database's clock carries the collector's to wherever this runs.
     _, heartbeat_at, _, database_at, database_now = max(rows, key=lambda row: row[3])
     now = heartbeat_at + max(0, database_now - database_at)
+    if all(stopped_at for _, _, stopped_at, _, _ in rows):
+        return Listening(now, None)
     heard = [(since, stopped_at or beat_at) for since, beat_at, stopped_at, _, _ in rows]
     return Listening(now, listening_since(heard, now, HEARTBEAT_GRACE))
 

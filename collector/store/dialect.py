@@ -41,6 +41,7 @@ class CheckRow(NamedTuple):
     message: str
     pending: int
     pending_count: int
+    occurrences: int
 
 
 class EventRow(NamedTuple):

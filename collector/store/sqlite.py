@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sqlite3
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,20 @@ _INSERT_EVENTS = (
 )
 
 
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """Switch to WAL mode. SQLite does not wait for others here as it does everywhere else."""
+    deadline = time.monotonic() + _BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
 class SqliteDialect(Dialect):
     """See `Dialect`."""
 
@@ -75,7 +90,7 @@ class SqliteDialect(Dialect):
             self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
         )
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _use_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")  # what is acked must survive a power loss
             connection.execute("PRAGMA foreign_keys = ON")
         except BaseException:

@@ -42,13 +42,15 @@ def load_statuses(tx: Transaction, hosts: Sequence[int]) -> dict[int, Versioned]
         hosts,
     )
     checks: dict[int, dict[CheckKey, CheckStatus]] = {}
-    for host, name, instance, state, since, message, pending, count in tx.query_in(
-        "SELECT host, name, instance, state, since, message, pending, pending_count FROM check_state "
+    for host, name, instance, state, since, message, pending, count, occurrences in tx.query_in(
+        "SELECT host, name, instance, state, since, message, pending, pending_count, occurrences FROM check_state "
         "WHERE host IN (%s)",
         hosts,
     ):
         key = CheckKey(sys.intern(text(name)), sys.intern(text(instance)))
-        checks.setdefault(host, {})[key] = CheckStatus(State(state), since, message, State(pending), count)
+        checks.setdefault(host, {})[key] = CheckStatus(
+            State(state), since, message, State(pending), count, occurrences
+        )
     return {
         host: Versioned(
             version,
@@ -103,6 +105,7 @@ def write_checks(tx: Transaction, changed: Mapping[int, Mapping[CheckKey, CheckS
                         status.message,
                         status.pending,
                         status.pending_count,
+                        status.occurrences,
                     )
                 )
     if upserts:

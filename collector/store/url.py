@@ -45,10 +45,19 @@ def parse_url(text: str) -> SqliteUrl | MysqlUrl:
         path = rest.removeprefix("/")
         if not rest.startswith("/") or not path:
             raise StoreMisconfigured(f"database {text!r}: expected {_SQLITE_FORM}")
-        return SqliteUrl(Path(path).expanduser())
+        return SqliteUrl(_expand(path))
     if scheme == "mysql" and separator:
         return _parse_mysql(text)
     raise StoreMisconfigured(f"database {scheme!r}: expected {_SQLITE_FORM}, or {_MYSQL_FORM}")
+
+
+def _expand(path: str) -> Path:
+    try:
+        if "\0" not in path:
+            return Path(path).expanduser()
+    except RuntimeError:  # a home folder that nobody has
+        pass
+    raise StoreMisconfigured(f"database: {path!r} is no path; expected {_SQLITE_FORM}")
 
 
 def _parse_mysql(text: str) -> MysqlUrl:

@@ -145,6 +145,32 @@ def test_a_state_counts_when_it_was_seen_often_enough_in_a_row():
     assert events == [[], [], [], [], [], ["WARNING"], [], [], [], [], ["OK"]]
 
 
+def test_each_rule_of_a_check_asks_for_its_own_occurrences():
+    busy = Measurement("busy", "1")
+    layout = Layout((CheckLayout(ROOT, (UTILIZATION, busy)),))
+    rules = RuleSet(
+        [
+            Rule("filesystem", UTILIZATION.name, critical=0.9),
+            Rule("filesystem", "busy", warning=0.5, occurrences=3),
+        ]
+    )
+    host = Host(rules, layout)
+    states = []
+    for values in (
+        (0.95, 0.1),
+        (0.1, 0.1),
+        (0.1, 0.9),
+        (0.1, 0.9),
+        (0.1, 0.9),
+        (0.1, 0.1),
+        (0.1, 0.1),
+        (0.1, 0.1),
+    ):
+        host.report(*values)
+        states.append(host.state().name)
+    assert states == ["CRITICAL", "OK", "OK", "OK", "WARNING", "WARNING", "WARNING", "OK"]
+
+
 def test_a_failed_check_is_unknown_and_not_removed():
     host = Host()
     host.report(0.1, 0.2)

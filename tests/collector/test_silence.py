@@ -23,10 +23,13 @@ def look(suspects, expected=1000, listening=0, fleet=FleetSilence(), now=NOW):  
     ("ago", "silence", "listening", "expected"),
     [
         (TTL, Silence.NONE, 0, Presence.FRESH),
-        (TTL + 1, Silence.NONE, 0, Presence.STALE),
+        (TTL + 1, Silence.NONE, 0, Presence.FRESH),  # about to be announced
+        (TTL + 1, Silence.ALONE, 0, Presence.STALE),
+        (TTL + 4_001, Silence.NONE, 0, Presence.STALE),
         (TTL + 1, Silence.NONE, None, Presence.UNKNOWN),
         (TTL + 1, Silence.NONE, NOW - TTL, Presence.UNKNOWN),
-        (TTL + 5, Silence.NONE, NOW - TTL - 1, Presence.STALE),
+        (10 * TTL, Silence.NONE, NOW - TTL - 1, Presence.UNKNOWN),
+        (10 * TTL, Silence.NONE, NOW - TTL - 4_001, Presence.STALE),
         (3 * TTL, Silence.ALONE, None, Presence.STALE),
         (3 * TTL, Silence.FLEET, NOW, Presence.STALE),
     ],

@@ -68,6 +68,7 @@ CREATE TABLE IF NOT EXISTS check_state (
   message TEXT NOT NULL,
   pending TINYINT NOT NULL DEFAULT 0,
   pending_count INT NOT NULL DEFAULT 0,
+  occurrences INT NOT NULL DEFAULT 1,
   PRIMARY KEY (host, name, instance),
   KEY check_state_by_state (state, host),
   CONSTRAINT check_state_of_host FOREIGN KEY (host) REFERENCES host (id) ON DELETE CASCADE

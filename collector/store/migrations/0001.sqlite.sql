@@ -67,6 +67,7 @@ CREATE TABLE IF NOT EXISTS check_state (
   message TEXT NOT NULL,
   pending INTEGER NOT NULL DEFAULT 0,
   pending_count INTEGER NOT NULL DEFAULT 0,
+  occurrences INTEGER NOT NULL DEFAULT 1,
   PRIMARY KEY (host, name, instance),
   CONSTRAINT check_state_of_host FOREIGN KEY (host) REFERENCES host (id) ON DELETE CASCADE
 ) STRICT;

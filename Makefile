@@ -1,0 +1,43 @@
+# Logic lives in tools/; here are only the names. Any Python from 3.11 on: make PYTHON=python3.12 test
+PYTHON ?= python3
+# How long the demo runs, in seconds; empty is until Ctrl-C.
+SECONDS ?=
+# One test process per core, a file's tests in the same one.
+PYTEST_ARGS ?= -n auto --dist loadfile
+
+export PYTHON
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+.PHONY: help demo test check proto lock bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: ## a collector, this machine and 20 simulated hosts, live (SECONDS=20: end by itself)
+	@sh tools/venv.sh collector
+	@.venv/bin/python tools/demo.py $(SECONDS)
+
+test: ## install what is missing, check and run all tests
+	@sh tools/packages.sh
+	@$(MAKE) check
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+check: ## format, lint, types, layers, wire definition, stubs, scripts, locks
+	@sh tools/venv.sh dev
+	@sh tools/check.sh
+
+proto: ## generate the stubs from the wire definition
+	@sh tools/venv.sh dev
+	@sh tools/stubs.sh write
+
+lock: ## lock the dependencies anew (UPGRADE=1: the newest versions)
+	@sh tools/venv.sh dev
+	@PATH=$(CURDIR)/.venv/bin:$$PATH python tools/locks.py write $(if $(UPGRADE),--upgrade)
+
+bench: ## measure the ingest path beside a bare echo
+	@sh tools/venv.sh dev
+	@.venv/bin/python -m bench.ingest $(BENCH_ARGS)
+
+clean: ## remove everything that was made here
+	rm -rf .venv node_modules var build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,116 @@
+"""Who this host is: a stored UUID, and what recognises a copy of it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleetpulse.model import HostId, parse_host_id
+
+_APP_ID = uuid.UUID("0b4e7c52-6d0f-4d3c-9a6e-5f1f5a1d7c11")
+_MACHINE_ID = Path("/etc/machine-id")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class IdentityError(Exception):
+    """The host's identity cannot be read or stored; the text says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`machine_id` is a hash, `boot_id` the kernel's; each is empty where the machine has none."""
+
+    host_id: HostId
+    hostname: str
+    machine_id: str
+    boot_id: str
+
+
+def load_identity(state_dir: Path, hostname: str = "") -> Identity:
+    """The identity stored in `state_dir`, made on the first start; `hostname` overrides the machine's.
+
+    Raises IdentityError.
+    """
+    return Identity(
+        host_id=stored_host_id(state_dir / "host_id"),
+        hostname=hostname or socket.gethostname(),
+        machine_id=machine_fingerprint(_read_line(_MACHINE_ID)),
+        boot_id=_read_line(_BOOT_ID),
+    )
+
+
+def stored_host_id(path: Path) -> HostId:
+    """The UUID in `path`; a new one is stored there first if the file does not exist.
+
+    Raises IdentityError for anything else than a UUID: overwriting it would make a new host of this one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return _create_host_id(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise IdentityError(f"cannot read the host's id from {path}: {_reason(error)}") from None
+    try:
+        return parse_host_id(text.strip())
+    except ValueError:
+        raise IdentityError(
+            f"{path} should hold the host's UUID but holds {text.strip()[:64]!r};"
+            " restore it from a backup, or remove the file to register this machine as a new host"
+        ) from None
+
+
+def machine_fingerprint(machine_id: str) -> str:
+    """A hash of /etc/machine-id for this application alone; empty if that holds no id.
+
+    The same as sd_id128_get_machine_app_specific(3): HMAC-SHA256 keyed by the machine id over the
+    application's id, cut to 128 bits and marked as a version 4 UUID. The id itself is confidential.
+    """
+    try:
+        key = uuid.UUID(machine_id).bytes
+    except ValueError:
+        return ""
+    digest = hmac.new(key, _APP_ID.bytes, hashlib.sha256).digest()
+    return uuid.UUID(bytes=digest[:16], version=4).hex
+
+
+def _create_host_id(path: Path) -> HostId:
+    """Written aside, flushed and linked into place: after a power cut it is there whole or not at all."""
+    host_id = HostId(str(uuid.uuid4()))
+    aside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(f"{host_id}\n")
+                file.flush()
+                os.fsync(file.fileno())
+            # link, not rename: of two agents that start at once, the second must take the first's id.
+            os.link(aside, path)
+        finally:
+            aside.unlink()
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except FileExistsError:
+        return stored_host_id(path)
+    except OSError as error:
+        raise IdentityError(f"cannot store the host's id in {path}: {_reason(error)}") from None
+    return host_id
+
+
+def _read_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""  # containers and other systems may lack it; nothing depends on it being there
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return str(error.strerror) if isinstance(error, OSError) else "not text"

@@ -1,0 +1,43 @@
+"""The agent's log on stderr: lines for people or JSON lines for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Literal
+
+
+def configure_logging(form: Literal["console", "json"], level: str) -> None:
+    """Send every logger's records at or above `level` to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else _console_formatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, and error where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line."""
+        line = {
+            "time": f"{_utc(record.created)}.{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _console_formatter() -> logging.Formatter:
+    formatter = logging.Formatter("{asctime}.{msecs:03.0f}Z {levelname:<7} {message}", style="{")
+    formatter.converter = time.gmtime
+    formatter.datefmt = "%Y-%m-%dT%H:%M:%S"
+    return formatter
+
+
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))

@@ -1,0 +1,129 @@
+"""The SQLite file under the spool: open and check it, set a corrupt one aside, give space back."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_VERSION = 1
+_SCHEMA = """
+    CREATE TABLE report (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        measured_at INTEGER NOT NULL,
+        layout_id BLOB NOT NULL,
+        payload BLOB NOT NULL,
+        dropped INTEGER NOT NULL
+    );
+    CREATE TABLE layout (id BLOB PRIMARY KEY, payload BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE meta (epoch INTEGER NOT NULL, lost INTEGER NOT NULL)
+"""
+_MAX_SET_ASIDE = 3  # corrupt files kept for a look; each may be as large as the spool
+_SHRINK_FROM = 256  # free pages (1 MiB) after a backlog from which space goes back to the disk
+_SHRINK_BY = 128  # pages a report
+_SIDE_FILES = ("-wal", "-shm")
+
+
+class SpoolError(Exception):
+    """The spool's file cannot be used now; the text says why."""
+
+
+class SpoolCorruptError(SpoolError):
+    """The spool's file will never be usable again."""
+
+
+@contextmanager
+def errors(path: Path) -> Iterator[None]:
+    """Turns sqlite3's errors into SpoolError, or SpoolCorruptError if the content is at fault."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        # The primary code is in the low byte (https://www.sqlite.org/rescode.html). Errors raised by
+        # the Python module itself, such as for a closed connection, have none.
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise SpoolCorruptError(f"spool {path} is corrupt: {error}") from None
+        raise SpoolError(f"spool {path}: {error}") from None
+
+
+def connect(path: Path, new_epoch: int) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    """A writer and a reader on the spool at `path`, made with `new_epoch` if there is none yet."""
+    with errors(path):
+        writer = _connect(path)
+        try:
+            writer.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
+            writer.execute("PRAGMA journal_mode = WAL")
+            writer.execute("PRAGMA synchronous = FULL")
+            _check(writer, path, new_epoch)
+            reader = _connect(path)
+        except BaseException:
+            writer.close()
+            raise
+    return writer, reader
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # Several threads use a connection, but never two at once; the spool sees to that.
+    return sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+
+
+def _check(writer: sqlite3.Connection, path: Path, new_epoch: int) -> None:
+    version = writer.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0:
+        with transaction(writer):
+            for statement in _SCHEMA.split(";"):
+                writer.execute(statement)
+            writer.execute("INSERT INTO meta VALUES (?, 0)", (new_epoch,))
+            writer.execute(f"PRAGMA user_version = {_VERSION}")
+        path.chmod(0o600)
+        return
+    if version != _VERSION:
+        raise SpoolCorruptError(f"spool {path} has format {version}, this agent knows {_VERSION}")
+    verdict = writer.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise SpoolCorruptError(f"spool {path} is corrupt: {verdict}")
+
+
+@contextmanager
+def transaction(writer: sqlite3.Connection) -> Iterator[None]:
+    """All of it or nothing."""
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        writer.execute("COMMIT")
+    except BaseException:
+        if writer.in_transaction:  # some errors, such as a full disk, have rolled back already
+            writer.execute("ROLLBACK")
+        raise
+
+
+def shrink(writer: sqlite3.Connection) -> None:
+    """Give a little of the space that a drained backlog left back to the file system."""
+    free = writer.execute("PRAGMA freelist_count").fetchone()[0]
+    for _ in range(min(_SHRINK_BY, free - _SHRINK_FROM)):
+        # The pragma frees a page a step, and the sqlite3 module takes only one step of it.
+        writer.execute("PRAGMA incremental_vacuum(1)")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename the file at `path` to `.corrupt-<n>`, forget the oldest such files; the new path.
+
+    Raises SpoolError if it cannot be renamed.
+    """
+    earlier = sorted(
+        (int(number), file)
+        for file in path.parent.glob(f"{path.name}.corrupt-*")
+        if (number := file.name.rpartition("-")[2]).isdecimal()
+    )
+    aside = path.with_name(f"{path.name}.corrupt-{earlier[-1][0] + 1 if earlier else 1}")
+    try:
+        for _, file in earlier[: len(earlier) - _MAX_SET_ASIDE + 1]:
+            file.unlink(missing_ok=True)
+        path.rename(aside)
+        for suffix in _SIDE_FILES:
+            # A log of the old file must not be taken for one of the new file.
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+    except OSError as error:
+        raise SpoolError(f"cannot set the corrupt spool {path} aside: {error.strerror}") from None
+    return aside

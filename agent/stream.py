@@ -1,0 +1,313 @@
+"""One stream to the collector, from Hello to its end.
+
+    Hello -> Welcome -> (Facts) -> Layout, reports -> Ack -> reports -> Ack -> ...
+
+One batch is in flight at a time, so that what is sent and not acked stays small and an Ack tells which
+batch it answers. Every wait for the peer has a deadline: a half-open connection, on which nothing ever
+fails, ends like any other. A stream always ends by raising one of the `StreamEndedError` family.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NoReturn, Protocol
+
+import grpc
+import grpc.aio
+
+from agent.spool import Spool, Waiting
+from fleetpulse import convert
+from fleetpulse.convert import WireError
+from fleetpulse.model import Facts, Hello
+from fleetpulse.rpc import CallOverError, StreamCall, open_stream, read_response, write_request
+
+CHANNEL_OPTIONS = (
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_send_message_length", 64 << 20),  # the collector's Welcome sets the bound that counts
+    ("grpc.max_receive_message_length", 1 << 20),
+    # A retry would send a Hello twice; delivery repeats whole streams instead, at its own pace.
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Channels to one address would share a connection. For many agents in one process, each has its own.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+MAX_PAUSE = 300.0  # seconds; no Throttle, however mistaken, silences the agent for longer
+DEFAULT_BATCH_REPORTS = 500
+DEFAULT_MESSAGE_BYTES = 4 << 20  # what gRPC servers read unless told otherwise
+_BATCH_SHARE = 0.75  # of a message that a batch may fill: payloads are counted without their frames
+
+# The collector understood and said no. Trying again soon would change nothing.
+_REFUSALS = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
+
+
+class StreamEndedError(Exception):
+    """A stream ended; the text says why."""
+
+
+class StreamLostError(StreamEndedError):
+    """The connection broke, went silent, or was ended without a reason."""
+
+
+class StreamOutdatedError(StreamEndedError):
+    """The spool's epoch is no longer the one that the stream's Hello named."""
+
+
+class StreamDismissedError(StreamEndedError):
+    """The collector said Goodbye. `reconnect_after` in seconds."""
+
+    def __init__(self, reconnect_after: float) -> None:
+        super().__init__("the collector said goodbye")
+        self.reconnect_after = reconnect_after
+
+
+class StreamRefusedError(StreamEndedError):
+    """The collector refused what it was sent. `in_flight` is what waited for an Ack just then."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, in_flight: Waiting | None) -> None:
+        super().__init__(f"the collector refuses: {details or 'no reason given'} ({code.name})")
+        self.code = code
+        self.in_flight = in_flight
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds."""
+
+    welcome: float = 20.0
+    ack: float = 30.0
+
+
+class Source(Protocol):
+    """What a stream delivers, and whom it tells."""
+
+    spool: Spool
+    facts: Facts | None
+
+    @property
+    def cautious(self) -> bool:
+        """Send one report at a time and no facts, to find out which of them is refused."""
+
+    def acked(self, seq: int) -> None:
+        """Everything up to `seq` is committed and has left the spool."""
+
+    def too_large(self, size: int, limit: int, seq: int) -> None:
+        """The report `seq` will never fit into a message; it has left the spool."""
+
+
+class Stream:
+    """One call on its own channel. `run` may be called once."""
+
+    def __init__(self, target: str, source: Source, hello: Hello, timeouts: Timeouts) -> None:
+        self._target = target
+        self._source = source
+        self._hello = replace(hello, epoch=source.spool.epoch)
+        self._timeouts = timeouts
+        self._changed = asyncio.Event()
+        self._welcome: convert.Welcome | None = None
+        self._acked = 0
+        self._sent = 0
+        self._in_flight: Waiting | None = None
+        self._deadline: asyncio.Timeout | None = None
+        self._resume_at = 0.0  # the loop's clock; a Throttle moves it on
+        self._announced: set[bytes] = set()
+        self._end: StreamEndedError | None = None
+        self._sent_facts: Facts | None = None
+        self.unproven_facts: Facts | None = None
+        """Facts sent after the last Ack, so that nothing tells yet whether the collector takes them."""
+
+    @property
+    def committed_seq(self) -> int | None:
+        """Where the collector let the stream resume; None before Welcome."""
+        return self._welcome.committed_seq if self._welcome else None
+
+    def wake(self) -> None:
+        """A report was appended or the facts changed."""
+        self._changed.set()
+
+    async def run(self) -> NoReturn:
+        """Deliver until the stream ends. Raises StreamEndedError, or SpoolError from the spool."""
+        channel = grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS)
+        try:
+            call = open_stream(channel)
+            reader = asyncio.create_task(self._read(call))
+            try:
+                await self._greet(call)
+                while True:
+                    await self._send_next(call)
+            finally:
+                # Ends the read in progress too. Cancelling the reader itself would do the same, but
+                # not if it is just between two reads.
+                call.cancel()
+                await asyncio.gather(reader, return_exceptions=True)
+        finally:
+            await channel.close()
+
+    async def _greet(self, call: StreamCall) -> None:
+        spool = self._source.spool
+        try:
+            async with asyncio.timeout(self._timeouts.welcome):
+                await self._write(call, convert.encode_hello(self._hello))
+                await self._until(lambda: self._welcome is not None)
+        except TimeoutError:
+            raise StreamLostError(f"no answer within {self._timeouts.welcome:g} s") from None
+        committed = self.committed_seq or 0
+        if committed > spool.last_seq:
+            spool.new_epoch()
+            raise StreamOutdatedError(
+                f"the collector has reports up to {committed}, the spool knows only {spool.last_seq}:"
+                " its memory was lost, a new epoch begins"
+            )
+        self._sent = committed
+        self._forget(committed)
+
+    async def _send_next(self, call: StreamCall) -> None:
+        """Send what comes next and wait for its Ack, or wait until there is something to send."""
+        self._raise_if_over()
+        if await self._paused():
+            return
+        facts = None if self._source.cautious else self._source.facts
+        new_facts = facts is not None and facts != self._sent_facts
+        waiting = self._peek()
+        if not new_facts and not waiting.reports:
+            await self._wait()
+            return
+        try:
+            async with asyncio.timeout(self._timeouts.ack) as self._deadline:
+                if new_facts and facts is not None:
+                    self._sent_facts = self.unproven_facts = facts
+                    await self._write(call, convert.encode_facts(facts))
+                if waiting.reports:
+                    await self._send_batch(call, waiting)
+        except TimeoutError:
+            raise StreamLostError(f"no ack within {self._timeouts.ack:g} s") from None
+        finally:
+            self._deadline = None
+        if waiting.reports:
+            self._in_flight = self.unproven_facts = None
+            self._forget(self._acked)
+
+    def _peek(self) -> Waiting:
+        spool = self._source.spool
+        if spool.epoch != self._hello.epoch:
+            raise StreamOutdatedError("the spool began a new epoch")
+        most = (self._welcome and self._welcome.max_batch_reports) or DEFAULT_BATCH_REPORTS
+        limit = (self._welcome and self._welcome.max_message_bytes) or DEFAULT_MESSAGE_BYTES
+        size = int(limit * _BATCH_SHARE)
+        waiting = spool.peek(1 if self._source.cautious else most, size, self._announced)
+        while waiting.reports and len(waiting.reports[0]) > size:
+            seq = spool.peek(1, size, self._announced).last_seq
+            spool.discard(seq)
+            self._source.too_large(len(waiting.reports[0]), size, seq)
+            waiting = spool.peek(1 if self._source.cautious else most, size, self._announced)
+        return waiting
+
+    async def _send_batch(self, call: StreamCall, waiting: Waiting) -> None:
+        self._in_flight = waiting
+        for layout_id, layout in waiting.layouts.items():
+            await self._write(call, convert.announce_layout(layout))
+            self._announced.add(layout_id)
+        self._sent = waiting.last_seq
+        await self._write(call, convert.encode_batch(waiting.reports))
+        await self._until(lambda: self._acked >= waiting.last_seq)
+
+    def _forget(self, seq: int) -> None:
+        self._source.spool.ack(seq)
+        self._source.acked(seq)
+
+    async def _paused(self) -> bool:
+        """Waits a while, and is True, if the collector asked for a pause that is not over yet."""
+        remaining = self._resume_at - asyncio.get_running_loop().time()
+        if remaining <= 0:
+            return False
+        try:
+            async with asyncio.timeout(remaining):
+                await self._wait()
+        except TimeoutError:
+            pass
+        return True
+
+    async def _write(self, call: StreamCall, message: convert.StreamRequest) -> None:
+        try:
+            await write_request(call, message)
+        except CallOverError:
+            # The reader learns why, and `_until` raises that.
+            await self._until(lambda: False)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._raise_if_over()
+            await self._wait()
+
+    async def _wait(self) -> None:
+        await self._changed.wait()
+        self._changed.clear()
+
+    def _raise_if_over(self) -> None:
+        if self._end is not None:
+            raise self._end
+
+    async def _read(self, call: StreamCall) -> None:
+        """Take what the collector says until the call ends, and note why it did."""
+        try:
+            while True:
+                message = await read_response(call)
+                if message is None:
+                    self._end = StreamLostError("the collector closed the stream")
+                    break
+                if not self._take(convert.decode_response(message)):
+                    break
+                self._changed.set()
+        except grpc.aio.AioRpcError as error:
+            self._end = _ended_by(error, self._in_flight)
+        except WireError as error:
+            self._end = StreamLostError(f"the collector sent something malformed: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever gRPC raises, the sender must not wait for ever
+            self._end = StreamLostError(f"reading failed: {error!r}")
+        self._changed.set()
+
+    def _take(self, said: convert.Response | None) -> bool:
+        """Act on one message; False if it ends the stream."""
+        match said:
+            case convert.Welcome():
+                self._welcome = said
+            case convert.Ack(seq):
+                if seq > self._sent:
+                    self._end = StreamLostError(f"the collector acked {seq}, but only {self._sent} was sent")
+                    return False
+                self._acked = max(self._acked, seq)
+            case convert.Throttle(retry_after):
+                self._pause(retry_after / 1000)
+            case convert.Goodbye(reconnect_after):
+                self._end = StreamDismissedError(reconnect_after / 1000)
+                return False
+        return True
+
+    def _pause(self, retry_after: float) -> None:
+        self._resume_at = asyncio.get_running_loop().time() + min(retry_after, MAX_PAUSE)
+        if self._deadline is not None and not self._deadline.expired():
+            # The batch in flight may be stuck behind the very queue that is full.
+            self._deadline.reschedule(self._resume_at + self._timeouts.ack)
+
+
+def _ended_by(error: grpc.aio.AioRpcError, in_flight: Waiting | None) -> StreamEndedError:
+    details = error.details() or ""
+    if error.code() in _REFUSALS:
+        return StreamRefusedError(error.code(), details, in_flight)
+    return StreamLostError(f"{details or 'no reason given'} ({error.code().name})")

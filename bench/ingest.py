@@ -1,0 +1,182 @@
+"""How many durable reports a collector takes in, and what one costs beside a bare echo.
+
+    python -m bench.ingest [--quick] [--json] [--writers 1,2,4] [--batch 500]
+
+Runs the real collector on a private MariaDB (innodb_flush_log_at_trx_commit=1, pool of 8) and a
+`grpc.aio` echo of the same messages in turns, from the same streams, and compares the CPU time
+that each server spends per report. The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tests.mariadb_server import MariadbServer
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process and its threads have used so far (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def run_load(
+    address: str, pids: dict[str, int], arguments: argparse.Namespace, *options: str
+) -> dict[str, Any]:
+    """Drive one server; reports a second, latency, and each process's CPU time per report in us."""
+    command = [sys.executable, "-m", "bench.load", address, "--streams", str(arguments.streams)]
+    command += ["--seconds", str(arguments.seconds), "--warm-up", str(arguments.warm_up), *options]
+    used: dict[str, float] = {}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
+        assert load.stdout is not None
+        result: dict[str, Any] = {}
+        for line in load.stdout:
+            said = json.loads(line)
+            if said["at"] == "result":
+                result = said
+                continue
+            sign = -1 if said["at"] == "begin" else 1
+            for name, pid in pids.items():
+                used[name] = used.get(name, 0.0) + sign * cpu_seconds(pid)
+    if not result:
+        raise SystemExit(f"the load on {address} failed")
+    figures = {
+        "reports_per_s": result["acked"] / result["seconds"],
+        "p50_ms": result["p50_ms"],
+        "p99_ms": result["p99_ms"],
+    }
+    return figures | {f"{name}_us": seconds / result["acked"] * 1e6 for name, seconds in used.items()}
+
+
+@contextmanager
+def echo_server() -> Iterator[tuple[str, int]]:
+    """The address and the process of a running echo."""
+    with subprocess.Popen([sys.executable, "-m", "bench.echo"], stdout=subprocess.PIPE, text=True) as echo:
+        assert echo.stdout is not None
+        try:
+            yield echo.stdout.readline().strip(), echo.pid
+        finally:
+            echo.kill()
+
+
+@contextmanager
+def collector(url: str, **settings: object) -> Iterator[tuple[str, int]]:
+    """The address and the process of a real collector on a database with a fresh schema."""
+    program = Path(sys.executable).parent
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FLEETPULSE")}
+    environ |= {
+        "FLEETPULSE_DATABASE": url,
+        "FLEETPULSE_LISTEN": "127.0.0.1:0",
+        "FLEETPULSE_LOG_FORMAT": "json",
+    }
+    environ |= {f"FLEETPULSE_{key.upper()}": str(value) for key, value in settings.items()}
+    subprocess.run(
+        [program / "collector-cli", "db", "upgrade"], env=environ, check=True, stdout=subprocess.DEVNULL
+    )
+    with tempfile.TemporaryFile("w+") as log:
+        with subprocess.Popen([program / "fleet-collector"], env=environ, stderr=log) as service:
+            try:
+                yield _listening_address(service, log), service.pid
+            finally:
+                service.send_signal(signal.SIGTERM)
+                if service.wait(60) != 0:
+                    log.seek(0)
+                    sys.stderr.write(log.read()[-4000:])
+
+
+def _listening_address(service: subprocess.Popen[bytes], log: Any) -> str:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and service.poll() is None:
+        log.seek(0)
+        for line in log:
+            if '"listening"' in line:
+                return str(json.loads(line)["address"])
+        time.sleep(0.05)
+    log.seek(0)
+    raise SystemExit(f"the collector does not start:\n{log.read()}")
+
+
+def _rounds(
+    arguments: argparse.Namespace, database: MariadbServer, writers: int, batch: int, change: float
+) -> Any:
+    rows = []
+    url = database.fresh_database()
+    with (
+        echo_server() as (echo_address, echo_pid),
+        collector(url, writers=writers, batch_reports=batch, pool_size=8) as (address, pid),
+    ):
+        for _ in range(arguments.rounds):
+            echo = run_load(echo_address, {"echo": echo_pid}, arguments, "--echo")
+            pids = {"collector": pid, "database": database.pid}
+            ours = run_load(address, pids, arguments, "--change", str(change))
+            rows.append({**ours, "echo_us": echo["echo_us"], "ratio": ours["collector_us"] / echo["echo_us"]})
+    names = rows[0].keys()
+    figures = {name: median(row[name] for row in rows) for name in names}
+    spread = [min(row["ratio"] for row in rows), max(row["ratio"] for row in rows)]
+    return {"writers": writers, "batch": batch, "change": change, **figures, "ratio_spread": spread}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of a measured window")
+    parser.add_argument("--warm-up", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--writers", default="2", help="comma-separated numbers of writers to compare")
+    parser.add_argument("--batch", default="500", help="comma-separated batch sizes to compare")
+    parser.add_argument(
+        "--change", default="0.01,1", help="comma-separated shares of reports that change a state"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round of the first variant: under 50 s"
+    )
+    parser.add_argument("--json", action="store_true", help="print nothing but the last line")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rounds, arguments.seconds, arguments.change = 1, 4.0, "0.01"
+    variants = []
+    with MariadbServer() as database:
+        for change in map(float, arguments.change.split(",")):
+            for writers in map(int, arguments.writers.split(",")):
+                for batch in map(int, arguments.batch.split(",")):
+                    row = _rounds(arguments, database, writers, batch, change)
+                    variants.append(row)
+                    if not arguments.json:
+                        _print_row(row, first=len(variants) == 1)
+    ratio = min(row["ratio"] for row in variants if row["change"] == variants[0]["change"])
+    goal = {"name": "collector CPU per report / echo", "value": round(ratio, 2), "op": "<=", "goal": 1.4}
+    print(json.dumps({"benchmark": "ingest", "variants": variants, "goals": [{**goal, "met": ratio <= 1.4}]}))
+
+
+def _print_row(row: dict[str, Any], *, first: bool) -> None:
+    if first:
+        print(
+            "change  writers  batch  reports/s  p50 ms  p99 ms  echo us  collector us  database us  ratio (spread)"
+        )
+    low, high = row["ratio_spread"]
+    print(
+        f"{row['change']:6.0%} {row['writers']:8} {row['batch']:6} {row['reports_per_s']:10.0f} {row['p50_ms']:7.0f} "
+        f"{row['p99_ms']:7.0f} {row['echo_us']:8.0f} {row['collector_us']:13.0f} {row['database_us']:12.0f}  "
+        f"{row['ratio']:5.2f} ({low:.2f}-{high:.2f})",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Load for the ingest benchmark: many streams, each with one report in flight. Runs as a process.
+
+`python -m bench.load ADDRESS --streams N --seconds S --change SHARE` prints one JSON object a line:
+{"at": "begin"} and {"at": "end"} around the measured window, then the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import resource
+import time
+import uuid
+from collections.abc import Iterator
+from statistics import quantiles
+
+import grpc
+
+from fleetpulse import convert
+from fleetpulse.model import CheckKey, CheckLayout, Hello, HostId, Layout, Measurement, Report
+from fleetpulse.v1 import ingest_pb2 as pb
+
+# 12 checks and 48 values, of which 24 are watched by the built-in rules.
+_WATCHED = ("system.filesystem.utilization", "system.filesystem.inodes.utilization")
+LAYOUT = Layout(
+    tuple(
+        CheckLayout(
+            CheckKey("filesystem", f"/mnt/{number}"),
+            (
+                Measurement(_WATCHED[0], "1"),
+                Measurement(_WATCHED[1], "1"),
+                Measurement("system.filesystem.usage", "By"),
+                Measurement("system.filesystem.limit", "By"),
+            ),
+        )
+        for number in range(12)
+    )
+)
+METHOD = "/fleetpulse.v1.IngestService/Stream"
+
+
+class Host:
+    """One simulated stream and what it measures."""
+
+    def __init__(self, number: int, seed: int, change: float):
+        self.random = random.Random(f"{seed}/{number}")
+        self.hello = Hello(
+            HostId(str(uuid.uuid5(uuid.NAMESPACE_DNS, f"bench-{number}"))),
+            f"bench-{number}",
+            "machine",
+            "boot",
+            self.random.randrange(1, 2**63),
+            "bench",
+            15_000,
+            45_000,
+        )
+        self.change = change
+        self.seq = 0
+        self.full = False
+
+    def messages(self) -> Iterator[pb.StreamRequest]:
+        """One report a message, for ever. A changed one moves a disk over or under its threshold."""
+        values = [self.random.uniform(0.1, 0.6) for _ in range(LAYOUT.series_count)]
+        while True:
+            self.seq += 1
+            values[self.random.randrange(2, LAYOUT.series_count)] = self.random.uniform(0.1, 0.6)
+            if self.random.random() < self.change:
+                self.full = not self.full
+            values[0] = 0.9 if self.full else 0.3
+            report = Report(self.seq, int(time.time() * 1000), LAYOUT, tuple(values))
+            yield convert.encode_batch([convert.encode_report(report)])
+
+
+class Window:
+    """Counts what is acked between its beginning and its end."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.is_over = False
+        self.acked = 0
+        self.latencies: list[float] = []
+
+    def note(self, latency: float) -> None:
+        if self.is_open:
+            self.acked += 1
+            self.latencies.append(latency)
+
+
+async def _stream(channel: grpc.aio.Channel, host: Host, window: Window, echo: bool) -> None:
+    call = channel.stream_stream(
+        METHOD,
+        request_serializer=pb.StreamRequest.SerializeToString,
+        response_deserializer=None if echo else pb.StreamResponse.FromString,
+    )()
+    await call.write(convert.encode_hello(host.hello))
+    await call.read()
+    await call.write(convert.encode_layout(LAYOUT))
+    if echo:
+        await call.read()
+    for message in host.messages():
+        sent = time.perf_counter()
+        await call.write(message)
+        if await call.read() is grpc.aio.EOF:
+            raise SystemExit(f"the stream of {host.hello.hostname} ended: {await call.details()}")
+        window.note(time.perf_counter() - sent)
+        if window.is_over:
+            break
+    await call.done_writing()
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    channels = [
+        grpc.aio.insecure_channel(arguments.address, options=[("grpc.use_local_subchannel_pool", 1)])
+        for _ in range(arguments.streams)
+    ]
+    window = Window()
+    hosts = [Host(number, arguments.seed, arguments.change) for number in range(arguments.streams)]
+    streams = [
+        asyncio.create_task(_stream(channel, host, window, arguments.echo))
+        for channel, host in zip(channels, hosts, strict=True)
+    ]
+    await asyncio.sleep(arguments.warm_up)
+    failed = [task for task in streams if task.done()]
+    for task in failed:
+        task.result()
+    window.is_open = True
+    print(json.dumps({"at": "begin"}), flush=True)
+    began = time.perf_counter()
+    await asyncio.sleep(arguments.seconds)
+    elapsed = time.perf_counter() - began
+    window.is_open = False
+    print(json.dumps({"at": "end"}), flush=True)
+    window.is_over = True
+    await asyncio.gather(*streams)
+    for channel in channels:
+        await channel.close()
+    cuts = quantiles(window.latencies, n=100)
+    print(
+        json.dumps(
+            {
+                "at": "result",
+                "acked": window.acked,
+                "seconds": elapsed,
+                "p50_ms": cuts[49] * 1000,
+                "p99_ms": cuts[98] * 1000,
+            }
+        ),
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("address")
+    parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--warm-up", type=float, default=3)
+    parser.add_argument("--change", type=float, default=0.01, help="share of reports that change a state")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--echo", action="store_true", help="the other end sends back what it gets")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    asyncio.run(_run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

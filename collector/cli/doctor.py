@@ -1,0 +1,152 @@
+"""collector-cli doctor: whether the collector's own house is in order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from typing import cast
+
+import click
+
+from collector.cli import findings, options
+from collector.cli.findings import Diagnosis, Finding
+from collector.cli.session import Session
+from collector.config import Config
+from collector.store import schema
+from collector.store.collectors import CollectorRow, Listening, load_collectors, load_listening
+from collector.store.errors import SchemaMismatch, StoreError
+from collector.store.reading import database_clock
+from collector.store.store import Store
+from collector.store.url import SqliteUrl, parse_url
+from fleetpulse.config import ConfigError
+from fleetpulse.model import State
+
+_HEALTH_TIMEOUT = 3.0  # seconds
+
+
+def _now() -> float:
+    return time.time() * 1000
+
+
+def look_at_rules(config: Config) -> Finding:
+    """Whether the rules can be read."""
+    from collector.rules_file import load_rules
+
+    try:
+        rules = load_rules(config.rules)
+    except ConfigError as error:
+        return Finding("rules", State.CRITICAL, str(error), "a running collector keeps its last good rules")
+    return Finding("rules", State.OK, f"{len(rules.rules)} rules, from {config.rules or 'the built-in file'}")
+
+
+def look_at_port(listen: str) -> Finding:
+    """Whether the collector answers the standard gRPC health check."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(listen) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT
+            )
+        except grpc.RpcError as error:
+            code = cast("grpc.Call", error).code()  # what a call raises is both
+            if code is grpc.StatusCode.UNIMPLEMENTED:
+                text = f"{listen} answers, but is no collector"
+            else:
+                text = f"{listen} does not answer as a collector ({code.name})"
+            return Finding("port", State.CRITICAL, text, "is fleet-collector running there? See: ss -ltnp")
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        return Finding(
+            "port", State.CRITICAL, f"{listen} answers, but does not serve", "look at the collector's log"
+        )
+    return Finding("port", State.OK, f"{listen} answers and serves")
+
+
+def look_at_disk(config: Config) -> Iterator[Finding]:
+    """Whether an embedded database has room; nothing for a server's."""
+    address = parse_url(config.database)
+    if isinstance(address, SqliteUrl):
+        usage = shutil.disk_usage(address.path.parent)
+        yield findings.judge_disk(str(address.path.parent), usage.free, usage.total)
+
+
+def look_at_database(store: Store, config: Config) -> Iterator[Finding]:
+    """Speed, schema, pool, collectors and clocks. Raises StoreError."""
+    began = time.perf_counter()
+    with store.transaction(write=False) as tx:
+        database_clock(tx)
+    yield findings.judge_database((time.perf_counter() - began) * 1000)
+    stored, known = schema.stored_version(store), schema.known_version()
+    try:
+        schema.require_known_version(store)
+    except SchemaMismatch as error:
+        yield findings.judge_schema(stored, known, str(error))
+        return
+    yield findings.judge_schema(stored, known, "")
+    with store.transaction(write=False) as tx:
+        budget = store.dialect.connection_budget(tx.cursor)
+        listening = load_listening(tx)
+        rows = load_collectors(tx)
+        before, database_now, after = _now(), database_clock(tx), _now()
+    yield findings.judge_pool(
+        config.name, config.pool_size, config.connection_reserve, budget, rows, listening.now
+    )
+    yield findings.judge_collectors(rows, listening)
+    # The question travelled: compare with the middle of when it was asked and when answered.
+    yield findings.judge_clock("clock", round((before + after) / 2) - database_now, "the database's clock")
+    yield from _collector_clock(listening, rows, database_now)
+
+
+def _collector_clock(listening: Listening, rows: list[CollectorRow], database_now: int) -> Iterator[Finding]:
+    if rows:
+        yield findings.judge_clock(
+            "collector clock", listening.now - database_now, "the database's, at the last heartbeat"
+        )
+
+
+def diagnose(session: Session) -> Diagnosis:
+    """Look at everything; what fails is a finding, and what depends on it is left out."""
+    try:
+        loaded = session.loaded
+    except ConfigError as error:
+        return Diagnosis((Finding("configuration", State.CRITICAL, str(error)),))
+    config = loaded.config
+    found = [Finding("configuration", State.OK, str(loaded.path or "built-in defaults and environment"))]
+    found.append(look_at_rules(config))
+    try:
+        found += look_at_disk(config)
+        store = session.open_store()
+        try:
+            found.extend(look_at_database(store, config))
+        finally:
+            store.close()
+    except StoreError as error:
+        found.append(Finding("database", State.CRITICAL, str(error)))
+    except OSError as error:
+        found.append(Finding("disk", State.UNKNOWN, f"{error.filename}: {error.strerror}"))
+    found.append(look_at_port(config.listen))
+    return Diagnosis(tuple(found))
+
+
+@click.command("doctor")
+@options.json_option
+@click.pass_obj
+def command(session: Session, *, as_json: bool) -> int:
+    """Check what the collector stands on, and say what to do.
+
+    Looks at the configuration and rules, the database (reachable, how fast, schema, room for every
+    pool), the collectors' heartbeats, the listening port, clocks and, for SQLite, disk space. Run it
+    on the collector's machine, with its configuration and environment.
+
+    \b
+    Examples:
+      collector-cli doctor
+      collector-cli --config /etc/fleetpulse/collector.toml doctor --json
+
+    Exit codes: the worst finding, 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
+    """
+    return session.answer(diagnose(session), as_json=as_json)

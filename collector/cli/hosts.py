@@ -1,0 +1,176 @@
+"""collector-cli hosts: every host."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import click
+
+from collector.cli import options
+from collector.cli.output import Cell, Line, Page, Table, line, state_cell
+from collector.cli.session import Session, require_groups
+from collector.cli.times import utc
+from collector.core.render import count, duration
+from collector.core.silence import Presence
+from collector.store import reading
+from collector.store.collectors import Listening, load_listening
+from collector.store.reading import HostLine
+from collector.store.store import Transaction
+from fleetpulse.model import State
+
+_PRESENCE_STYLES = {
+    Presence.FRESH: "ok",
+    Presence.STALE: "critical",
+    Presence.UNKNOWN: "warning",
+    Presence.NEVER_SEEN: "warning",
+}
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Hosts by name; `states` holds the worst check state of those that ever reported."""
+
+    listening: Listening
+    hosts: tuple[HostLine, ...]
+    matching: int
+    states: Mapping[int, State]
+    groups: Mapping[int, tuple[str, ...]]
+
+    @property
+    def state(self) -> State:
+        """A listing judges nothing."""
+        return State.OK
+
+    def page(self, rows: int | None) -> Page:
+        """A table."""
+        table = Table(
+            ("HOST", "PRESENCE", "STATE", "HEARD", "ADDRESS", "VERSION", "EVERY", "TTL", "GROUPS"),
+            [self._row(host) for host in self.hosts[:rows]],
+        )
+        page: list[Line | Table] = [table]
+        hidden = self.matching - len(table.rows)
+        if hidden > 0:
+            page.append(line(Cell(f"and {count(hidden, 'more host')}", "dim")))
+        return page
+
+    def as_json(self) -> dict[str, object]:
+        """See docs/cli.md."""
+        return {
+            "now": utc(self.listening.now),
+            "hosts_matching": self.matching,
+            "hosts": [
+                {
+                    "hostname": host.hostname,
+                    "host_id": host.host_id,
+                    "presence": host.presence(self.listening).value,
+                    "state": self.states[host.host].name if host.host in self.states else None,
+                    "last_report_at": utc(host.received_at),
+                    "report_age_seconds": (self.listening.now - host.received_at) / 1000
+                    if host.received_at
+                    else None,
+                    "address": host.address,
+                    "agent_version": host.agent_version,
+                    "interval_seconds": host.interval / 1000,
+                    "ttl_seconds": host.ttl / 1000,
+                    "groups": self.groups.get(host.host, ()),
+                    "added_at": utc(host.added_at),
+                }
+                for host in self.hosts
+            ],
+        }
+
+    def _row(self, host: HostLine) -> tuple[Cell, ...]:
+        presence = host.presence(self.listening)
+        heard = f"{duration(self.listening.now - host.received_at)} ago" if host.received_at else "never"
+        return (
+            Cell(host.hostname, "strong"),
+            Cell(presence.value, _PRESENCE_STYLES[presence]),
+            state_cell(self.states.get(host.host)),
+            Cell(heard),
+            Cell(host.address or "-"),
+            Cell(host.agent_version or "-"),
+            Cell(duration(host.interval)),
+            Cell(duration(host.ttl)),
+            Cell(",".join(self.groups.get(host.host, ())) or "-"),
+        )
+
+
+def list_hosts(
+    tx: Transaction,
+    groups: tuple[str, ...],
+    wanted_states: tuple[State, ...],
+    wanted_presences: tuple[Presence, ...],
+    limit: int | None,
+) -> Hosts:
+    """The hosts that match, by name."""
+    require_groups(tx, groups)
+    listening = load_listening(tx)
+    hosts = reading.load_hosts(tx, groups)
+    counts = reading.load_check_counts(tx, [host.host for host in hosts])
+    states = {
+        host.host: counts[host.host].worst if host.host in counts else State.OK
+        for host in hosts
+        if host.received_at
+    }
+    matching = [
+        host
+        for host in hosts
+        if (not wanted_states or states.get(host.host) in wanted_states)
+        and (not wanted_presences or host.presence(listening) in wanted_presences)
+    ]
+    shown = tuple(matching[:limit])
+    return Hosts(
+        listening, shown, len(matching), states, reading.load_groups(tx, [host.host for host in shown])
+    )
+
+
+@click.command("hosts")
+@options.group_option
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice([state.name.lower() for state in State], case_sensitive=False),
+    help="Only hosts whose worst check is in this state; may be repeated.",
+)
+@click.option(
+    "--presence",
+    "presences",
+    multiple=True,
+    type=click.Choice([presence.value for presence in Presence]),
+    help="Only hosts of this presence; may be repeated.",
+)
+@click.option("--limit", type=click.IntRange(1), help="At most this many hosts. [default: all]")
+@options.json_option
+@click.pass_obj
+def command(
+    session: Session,
+    groups: tuple[str, ...],
+    states: tuple[str, ...],
+    presences: tuple[str, ...],
+    limit: int | None,
+    *,
+    as_json: bool,
+) -> int:
+    """List every host: its presence, its worst check, when it was heard, its address and version.
+
+    The state is that of the last report, also of a host that has gone silent since.
+
+    \b
+    Examples:
+      collector-cli hosts --group lab-3
+      collector-cli hosts --state critical --state unknown
+      collector-cli hosts --json | jq -r '.hosts[] | [.hostname, .agent_version] | @tsv'
+
+    Exit codes: 0, whatever the hosts are like; 3 for a wrong command line or without a database.
+    """
+    with session.store() as store, store.transaction(write=False) as tx:
+        found = list_hosts(
+            tx,
+            groups,
+            tuple(State[state.upper()] for state in states),
+            tuple(Presence(presence) for presence in presences),
+            limit,
+        )
+    return session.answer(found, as_json=as_json)

@@ -1,0 +1,206 @@
+"""What the admin's tools read of hosts: narrow queries that suit 100,000 of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from collector.core.silence import Presence, presence
+from collector.core.standing import worst
+from collector.core.status import Silence
+from collector.store.collectors import Listening
+from collector.store.hosts import text
+from collector.store.store import Row, Transaction
+from fleetpulse.model import CheckKey, State
+
+_COLUMNS = (
+    "h.id, h.host_id, h.hostname, h.address, h.agent_version, h.interval_ms, h.ttl_ms, h.added_at, "
+    "s.received_at, s.measured_at, s.silence"
+)
+_HOSTS = "FROM host h JOIN host_seen s ON s.host = h.id"
+_SEEK_LIMIT = 2_000  # so many hosts are looked up one by one; for more, one scan is quicker
+
+
+class HostLine(NamedTuple):
+    """A host in a listing. Times in milliseconds by the collector's clock (0: never), durations too."""
+
+    host: int
+    host_id: str
+    hostname: str
+    address: str
+    agent_version: str
+    interval: int
+    ttl: int
+    added_at: int
+    received_at: int
+    measured_at: int
+    silence: Silence
+
+    def presence(self, listening: Listening) -> Presence:
+        """Whether the host is silent."""
+        return presence(self.received_at, self.ttl, self.silence, listening.now, listening.since)
+
+    @property
+    def silent_since(self) -> int:
+        """When it was heard last; when it became known, if it never was."""
+        return self.received_at or self.added_at
+
+
+class LastSeen(NamedTuple):
+    """As much of a host as its presence takes."""
+
+    host: int
+    received_at: int
+    ttl: int
+    silence: Silence
+
+
+class CheckLine(NamedTuple):
+    """A check that is not OK."""
+
+    key: CheckKey
+    state: State
+    since: int
+    message: str
+
+
+class CheckCounts(NamedTuple):
+    """The worst of a host's checks and how many are not OK."""
+
+    worst: State
+    failing: int
+
+
+def load_silent(tx: Transaction, listening: Listening, groups: Sequence[str] = ()) -> list[HostLine]:
+    """The hosts that are not fresh: silent, of unknown presence, or never seen."""
+    within, parameters = _within(groups)
+    rows = tx.query(
+        f"SELECT {_COLUMNS} {_HOSTS} "
+        f"WHERE (s.received_at = 0 OR s.silence <> 0 OR s.received_at + h.ttl_ms < %s){within}",
+        (listening.now, *parameters),
+    )
+    return [_line(row) for row in rows]
+
+
+def load_hosts(tx: Transaction, groups: Sequence[str] = ()) -> list[HostLine]:
+    """Every host, by name."""
+    within, parameters = _within(groups)
+    rows = tx.query(
+        f"SELECT {_COLUMNS} {_HOSTS} WHERE 1 = 1{within} ORDER BY h.hostname, h.host_id",
+        parameters,
+    )
+    return [_line(row) for row in rows]
+
+
+def load_lines(tx: Transaction, hosts: Sequence[int]) -> dict[int, HostLine]:
+    """Those of the hosts that exist."""
+    rows = tx.query_in(f"SELECT {_COLUMNS} {_HOSTS} WHERE h.id IN (%s)", hosts)
+    return {row[0]: _line(row) for row in rows}
+
+
+def load_last_seen(tx: Transaction, groups: Sequence[str] = ()) -> list[LastSeen]:
+    """When every host was heard last."""
+    within, parameters = _within(groups)
+    rows = tx.query(
+        f"SELECT h.id, s.received_at, h.ttl_ms, s.silence {_HOSTS} WHERE 1 = 1{within}",
+        parameters,
+    )
+    return [LastSeen(host, received_at, ttl, _SILENCES[silence]) for host, received_at, ttl, silence in rows]
+
+
+def count_hosts(tx: Transaction, groups: Sequence[str] = ()) -> int:
+    """How many hosts there are."""
+    within, parameters = _within(groups)
+    return int(tx.query(f"SELECT COUNT(*) FROM host h WHERE 1 = 1{within}", parameters)[0][0])  # noqa: S608
+
+
+def unknown_groups(tx: Transaction, groups: Sequence[str]) -> list[str]:
+    """Those of the groups that no host belongs to."""
+    rows = tx.query_in("SELECT DISTINCT name FROM host_group WHERE name IN (%s)", groups)
+    known = {text(name) for (name,) in rows}
+    return [group for group in groups if group not in known]
+
+
+def load_groups(tx: Transaction, hosts: Collection[int]) -> dict[int, tuple[str, ...]]:
+    """The groups of each of the hosts that is in any."""
+    rows = _of_hosts(tx, "SELECT host, name FROM host_group WHERE 1 = 1", hosts)
+    found: dict[int, list[str]] = {}
+    for host, name in rows:
+        found.setdefault(host, []).append(text(name))
+    return {host: tuple(sorted(names)) for host, names in found.items()}
+
+
+def load_check_counts(tx: Transaction, hosts: Collection[int]) -> dict[int, CheckCounts]:
+    """The hosts among these that have a check which is not OK. Read from an index alone."""
+    rows = _of_hosts(tx, "SELECT host, state FROM check_state WHERE state > 0", hosts)
+    counts: dict[int, CheckCounts] = {}
+    for host, state in rows:
+        before = counts.get(host, _NO_CHECKS)
+        counts[host] = CheckCounts(worst((before.worst, State(state))), before.failing + 1)
+    return counts
+
+
+def load_failing(tx: Transaction, hosts: Sequence[int]) -> Mapping[int, list[CheckLine]]:
+    """Every check of these hosts that is not OK, the worst first."""
+    rows = tx.query_in(
+        "SELECT host, name, instance, state, since, message FROM check_state WHERE state > 0 AND host IN (%s)",
+        hosts,
+    )
+    failing: dict[int, list[CheckLine]] = {}
+    for host, name, instance, state, since, message in rows:
+        key = CheckKey(text(name), text(instance))
+        failing.setdefault(host, []).append(CheckLine(key, State(state), since, message))
+    for checks in failing.values():
+        checks.sort(key=lambda check: (-check.state.severity, check.key))
+    return failing
+
+
+def find_named(tx: Transaction, name: str) -> list[HostLine]:
+    """The hosts with exactly this hostname or UUID, in any case of letters."""
+    rows = tx.query(
+        f"SELECT {_COLUMNS} {_HOSTS} WHERE h.hostname = %s OR h.host_id = %s",
+        (name, name.lower() if name.isascii() else ""),
+    )
+    # A collation may think more names equal than we do, and SQLite fewer.
+    found = [_line(row) for row in rows] or find_prefixed(tx, name)
+    wanted = name.casefold()
+    return [line for line in found if wanted in (line.hostname.casefold(), line.host_id)]
+
+
+def find_prefixed(tx: Transaction, prefix: str) -> list[HostLine]:
+    """The hosts whose hostname or UUID starts with `prefix`, in any case of letters, by name."""
+    escaped = "".join(f"!{c}" if c in "!%_" else c for c in prefix) + "%"
+    rows = tx.query(
+        f"SELECT {_COLUMNS} {_HOSTS} WHERE h.hostname LIKE %s ESCAPE '!' OR h.host_id LIKE %s ESCAPE '!' "
+        "ORDER BY h.hostname, h.host_id",
+        (escaped, escaped if escaped.isascii() else ""),
+    )
+    return [_line(row) for row in rows]
+
+
+def database_clock(tx: Transaction) -> int:
+    """The time by the database's clock, in milliseconds since the Unix epoch."""
+    return int(tx.query(f"SELECT {tx.dialect.clock_expression}")[0][0])
+
+
+_NO_CHECKS = CheckCounts(State.OK, 0)
+_SILENCES = {silence.value: silence for silence in Silence}  # looked up faster than called
+
+
+def _line(row: Row) -> HostLine:
+    return HostLine._make((*row[:-1], _SILENCES[row[-1]]))
+
+
+def _within(groups: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    if not groups:
+        return "", ()
+    placeholders = ", ".join(["%s"] * len(groups))
+    return f" AND h.id IN (SELECT host FROM host_group WHERE name IN ({placeholders}))", tuple(groups)  # noqa: S608
+
+
+def _of_hosts(tx: Transaction, query: str, hosts: Collection[int]) -> list[Row]:
+    """The rows of `query` whose first column, `host`, is one of the hosts."""
+    if len(hosts) <= _SEEK_LIMIT:
+        return tx.query_in(f"{query} AND host IN (%s)", sorted(hosts))
+    wanted = frozenset(hosts)
+    return [row for row in tx.query(query) if row[0] in wanted]

@@ -1,0 +1,416 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from agent.backoff import Backoff
+from agent.delivery import Delivery
+from agent.memory_spool import MemorySpool
+from agent.stream import Timeouts
+from fleetpulse import convert
+from fleetpulse.model import CheckKey, CheckLayout, Hello, HostId, Layout, Measurement, Report
+from tests.agent.scripted_collector import Script, serving, until
+
+LAYOUT = Layout((CheckLayout(CheckKey("cpu"), (Measurement("system.cpu.utilization", "1"),)),))
+OTHER_LAYOUT = Layout((CheckLayout(CheckKey("load"), (Measurement("system.cpu.load_average.1m", "1"),)),))
+HELLO = Hello(
+    host_id=HostId("6a7e1b0c-6f0d-4f6d-8f2b-0d6d5a9b1c11"),
+    hostname="test",
+    machine_id="m",
+    boot_id="b",
+    epoch=1,
+    agent_version="0",
+    interval=1000,
+    ttl=3000,
+)
+FAST = Backoff(base=0.02, cap=0.1)
+
+
+def fill(spool: MemorySpool, count: int, layout: Layout = LAYOUT) -> None:
+    for _ in range(count):
+        spool.append(spool.last_seq, layout, (float(spool.last_seq),), ())
+
+
+@asynccontextmanager
+async def delivering(port: int, spool: MemorySpool, **options: Any) -> AsyncIterator[Delivery]:
+    options = {"timeouts": Timeouts(welcome=5, ack=5), "backoff": FAST, "refused_delay": 0.05} | options
+    delivery = Delivery(f"127.0.0.1:{port}", spool, HELLO, **options)
+    task = asyncio.create_task(delivery.run())
+    try:
+        yield delivery
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(30):
+            await test()
+
+    asyncio.run(bounded())
+
+
+def test_what_waits_goes_out_in_batches_and_leaves_the_spool() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(max_batch_reports=4)
+        fill(spool, 10)
+        acked: list[int] = []
+        async with serving(script) as port, delivering(port, spool, on_acked=acked.append) as delivery:
+            delivery.set_facts({"os.name": "x"})
+            await until(lambda: spool.pending() == 0)
+            assert script.batches == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
+            assert acked == [4, 8, 10]
+            assert script.hellos[0].epoch == spool.epoch
+            assert script.facts == [{"os.name": "x"}]
+            fill(spool, 1)
+            delivery.wake()
+            await until(lambda: spool.pending() == 0)
+            fill(spool, 1, OTHER_LAYOUT)
+            delivery.wake()
+            await until(lambda: spool.pending() == 0)
+            delivery.set_facts({"os.name": "y"})
+            await until(lambda: len(script.facts) == 2)
+            assert script.layouts == [LAYOUT, OTHER_LAYOUT]
+            assert script.batches[3:] == [[11], [12]]
+            assert len(script.hellos) == 1
+
+    run(test)
+
+
+def test_a_batch_stays_below_the_size_the_collector_reads() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(max_message_bytes=400)
+        fill(spool, 30)
+        async with serving(script) as port, delivering(port, spool):
+            await until(lambda: spool.pending() == 0)
+        assert script.seqs() == list(range(1, 31))
+        assert max(map(len, script.batches)) < 400 / 30
+
+    run(test)
+
+
+def test_welcome_says_where_to_resume() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(committed_seq=7)
+        fill(spool, 10)
+        async with serving(script) as port, delivering(port, spool):
+            await until(lambda: spool.pending() == 0)
+        assert script.batches == [[8, 9, 10]]
+
+    run(test)
+
+
+def test_a_collector_that_knows_more_than_the_spool_gets_a_new_epoch() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(committed_seq=50)
+        fill(spool, 3)
+        first = spool.epoch
+        async with serving(script) as port, delivering(port, spool):
+            await until(lambda: spool.pending() == 0)
+        assert spool.epoch != first
+        assert [hello.epoch for hello in script.hellos] == [first, spool.epoch]
+        assert list(script.reports) == [(spool.epoch, 1), (spool.epoch, 2), (spool.epoch, 3)]
+
+    run(test)
+
+
+def test_one_batch_in_flight() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(acks=False, max_batch_reports=2)
+        fill(spool, 6)
+        async with serving(script) as port, delivering(port, spool) as delivery:
+            await until(lambda: script.batches == [[1, 2]])
+            delivery.wake()
+            await script.say(convert.encode_ack(1))  # covers the batch only in part
+            fill(spool, 1)
+            delivery.wake()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert script.batches == [[1, 2]]
+            script.acks = True
+            await script.say(convert.encode_ack(2))
+            await until(lambda: spool.pending() == 0)
+        assert script.batches == [[1, 2], [3, 4], [5, 6], [7]]
+
+    run(test)
+
+
+def test_a_collector_that_never_acks_is_left_for_a_new_stream() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(acks=False)
+        fill(spool, 2)
+        async with serving(script) as port, delivering(port, spool, timeouts=Timeouts(5, ack=0.2)):
+            await until(lambda: len(script.hellos) == 2)
+            assert len(script.batches) == 1, "the first stream committed, Welcome says so"
+            await until(lambda: spool.pending() == 0)
+            script.acks = True
+
+    run(test)
+
+
+def test_a_collector_that_never_welcomes_is_left_for_a_new_stream() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(welcomes=False)
+        fill(spool, 1)
+        async with serving(script) as port, delivering(port, spool, timeouts=Timeouts(welcome=0.2, ack=5)):
+            await until(lambda: len(script.hellos) == 2)
+            script.welcomes = True
+            await until(lambda: spool.pending() == 0)
+        assert script.batches == [[1]]
+
+    run(test)
+
+
+def test_a_silent_peer_is_left() -> None:
+    """A port that takes connections and says nothing, as a hung collector or a half-open path does."""
+
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as accepted:
+            listener.setblocking(False)
+            loop = asyncio.get_running_loop()
+            timeouts = Timeouts(welcome=0.2, ack=5)
+            async with delivering(listener.getsockname()[1], MemorySpool(), timeouts=timeouts):
+                for _ in range(2):
+                    connection, _ = await loop.sock_accept(listener)
+                    accepted.enter_context(connection)
+
+    run(test)
+
+
+def test_throttle_pauses_and_extends_the_ack_deadline() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(acks=False, max_batch_reports=1)
+        fill(spool, 2)
+        loop = asyncio.get_running_loop()
+        async with serving(script) as port, delivering(port, spool, timeouts=Timeouts(5, ack=0.3)):
+            await until(lambda: script.batches == [[1]])
+            begin = loop.time()
+            await script.say(convert.encode_throttle(600))
+            await until(lambda: loop.time() > begin + 0.5)  # past the ack deadline, still in the pause
+            assert len(script.hellos) == 1
+            script.acks = True
+            await script.say(convert.encode_ack(1))
+            await until(lambda: spool.pending() == 1)
+            assert script.batches == [[1]]
+            await until(lambda: spool.pending() == 0)
+            assert loop.time() >= begin + 0.6
+            assert len(script.hellos) == 1
+
+    run(test)
+
+
+def test_goodbye_is_obeyed_to_the_millisecond() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script()
+        fill(spool, 1)
+        slow = Backoff(base=1000, cap=1000)
+        async with serving(script) as port, delivering(port, spool, backoff=slow):
+            await until(lambda: spool.pending() == 0)
+            begin = asyncio.get_running_loop().time()
+            await script.say(convert.encode_goodbye(300))
+            await until(lambda: script.open_streams == 0)
+            await until(lambda: len(script.hellos) == 2)
+            assert 0.3 <= asyncio.get_running_loop().time() - begin < 2
+
+    run(test)
+
+
+def test_goodbye_over_and_over_is_no_hot_loop() -> None:
+    async def test() -> None:
+        script = Script()
+
+        async def dismiss(context: Any) -> None:
+            await context.write(convert.encode_goodbye(0))
+
+        script.before_batch = dismiss
+        script.acks = False
+        delays: list[float] = []
+
+        def draw() -> float:
+            delays.append(1.0)
+            return 1.0
+
+        spool = MemorySpool()
+        fill(spool, 1)
+        script.committed_seq = 0
+        async with serving(script) as port, delivering(port, spool, draw=draw, backoff=Backoff(0.01, 0.2)):
+            await until(lambda: len(script.hellos) >= 2)
+        # The first comes back at once, as asked.
+        assert len(script.batches) == 1
+
+        script = Script(welcomes=False)
+
+        async def dismissing(_: object, context: Any) -> None:
+            script.hellos.append(convert.decode_hello((await context.read()).hello))
+            await context.write(convert.encode_goodbye(0))
+            await context.read()
+
+        script.Stream = dismissing  # type: ignore[method-assign]
+        begin = asyncio.get_running_loop().time()
+        async with serving(script) as port, delivering(port, spool, draw=draw, backoff=Backoff(0.02, 0.2)):
+            await until(lambda: len(script.hellos) == 5)
+        assert asyncio.get_running_loop().time() - begin >= 0.04 + 0.08 + 0.16
+
+    run(test)
+
+
+def test_a_poisoned_report_is_dropped_alone_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        def refuse(report: Report) -> str:
+            return "values out of this world" if 666.0 in report.values else ""
+
+        spool, script = MemorySpool(), Script(refuse_report=refuse)
+        fill(spool, 3)
+        spool.append(0, LAYOUT, (666.0,), ())
+        fill(spool, 2)
+        async with serving(script) as port, delivering(port, spool) as delivery:
+            delivery.set_facts({"os.name": "x"})
+            await until(lambda: spool.pending() == 0)
+            assert not delivery.cautious
+            assert delivery.facts is not None
+            fill(spool, 2)
+            delivery.wake()
+            await until(lambda: spool.pending() == 0)
+        assert script.seqs() == [1, 2, 3, 5, 6, 7, 8]
+        assert [report.dropped for report in script.reports.values()] == [0, 0, 0, 0, 0, 1, 0]
+        assert "report 4 dropped" in caplog.text
+        assert "values out of this world" in caplog.text
+
+    run(test)
+
+
+def test_refused_facts_drop_no_report(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(refuse_facts=True)
+        fill(spool, 3)
+        async with serving(script) as port, delivering(port, spool) as delivery:
+            delivery.set_facts({"os.name": "bad"})
+            await until(lambda: spool.pending() == 0)
+            await until(lambda: delivery.facts is None)
+            script.refuse_facts = False
+            delivery.set_facts({"os.name": "bad"})
+            delivery.set_facts({"os.name": "good"})
+            await until(lambda: script.facts == [{"os.name": "good"}])
+        assert script.seqs() == [1, 2, 3]
+        assert "the facts are not sent again" in caplog.text
+
+    run(test)
+
+
+def test_a_report_too_large_for_any_message_is_dropped() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(max_message_bytes=500)
+        wide = Layout((CheckLayout(CheckKey("w"), tuple(Measurement(f"m{i}", "1") for i in range(100))),))
+        fill(spool, 1)
+        spool.append(0, wide, (0.0,) * 100, ())
+        fill(spool, 1)
+        async with serving(script) as port, delivering(port, spool):
+            await until(lambda: spool.pending() == 0)
+        assert script.seqs() == [1, 3]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.ALREADY_EXISTS],
+)
+def test_a_refused_host_keeps_its_spool_and_says_so_once(
+    code: grpc.StatusCode, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(refuse_hello=(code, "who are you?"))
+        fill(spool, 2)
+        async with serving(script) as port, delivering(port, spool, refused_delay=0.05):
+            await until(lambda: len(script.hellos) >= 4)
+            assert spool.pending() == 2
+            script.refuse_hello = None
+            await until(lambda: spool.pending() == 0)
+
+    caplog.set_level(logging.INFO)
+    run(test)
+    assert [r.message for r in caplog.records if "who are you?" in r.message and code.name in r.message][
+        1:
+    ] == []
+    assert "delivering" in caplog.text
+
+
+def test_an_ack_of_what_was_never_sent_forgets_nothing() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(acks=False)
+        fill(spool, 1)
+        async with serving(script) as port, delivering(port, spool):
+            await until(lambda: script.batches == [[1]])
+            script.committed.clear()
+            fill(spool, 1)
+            await script.say(convert.encode_ack(2))
+            await until(lambda: len(script.hellos) == 2)
+            assert spool.pending() == 2
+
+    run(test)
+
+
+def test_over_restarts_of_the_collector_every_report_arrives_once() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(max_batch_reports=3)
+        delivered = 0
+        async with serving(script) as port:
+            pass
+        async with delivering(port, spool) as delivery:
+            for round_ in range(4):
+                async with serving(script, port):
+                    goal = (round_ + 1) * 20
+
+                    def append_and_check(goal: int = goal) -> bool:
+                        if spool.last_seq < goal:
+                            fill(spool, 1)
+                            delivery.wake()
+                        return len(script.reports) >= goal - 5
+
+                    await until(append_and_check)
+                delivered = len(script.reports)
+            fill(spool, 5)
+            async with serving(script, port):
+                await until(lambda: spool.pending() == 0)
+        assert delivered > 0
+        assert script.seqs() == list(range(1, spool.last_seq + 1))
+        assert [r.values[0] for r in script.reports.values()] == list(range(spool.last_seq))
+
+    run(test)
+
+
+def test_cancelling_ends_it_at_once_whatever_it_waits_for() -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        for script in (Script(welcomes=False), Script(acks=False), Script()):
+            spool = MemorySpool()
+            fill(spool, 1)
+            async with serving(script) as port:
+                async with delivering(port, spool):
+                    await until(lambda script=script: len(script.hellos) == 1)  # type: ignore[misc]
+                    begin = loop.time()
+                assert loop.time() - begin < 1
+                await until(lambda script=script: script.open_streams == 0)  # type: ignore[misc]
+
+    run(test)
+
+
+def test_missing_values_travel() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script()
+        spool.append(0, LAYOUT, (math.nan,), ())
+        async with serving(script) as port, delivering(port, spool):
+            await until(lambda: spool.pending() == 0)
+        assert math.isnan(script.reports[spool.epoch, 1].values[0])
+
+    run(test)

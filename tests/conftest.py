@@ -1,0 +1,88 @@
+"""Fixtures that every part's tests share."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from collector.store.schema import upgrade
+from collector.store.store import Store, open_store
+from tests.mariadb_server import MariadbServer, missing_parts
+from tests.processes import Site, running_site
+
+
+def require(missing: str) -> None:
+    """Skip the test when a part of the environment is missing; in CI nothing may be."""
+    if not missing:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "mariadb" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.mariadb)
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariadbServer]:
+    """A server for this test process; take `mariadb` instead, which cleans up after each test."""
+    require(missing_parts())
+    with MariadbServer() as server:
+        yield server
+
+
+@pytest.fixture
+def mariadb(mariadb_server: MariadbServer) -> Iterator[MariadbServer]:
+    """A running server whose databases are dropped after the test. The test may restart it."""
+    if not mariadb_server.is_running:
+        mariadb_server.start()
+    yield mariadb_server
+    if not mariadb_server.is_running:
+        mariadb_server.start()
+    mariadb_server.drop_databases()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("mariadb", marks=pytest.mark.mariadb)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a fresh, empty database, once of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/fleet.db"
+    server: MariadbServer = request.getfixturevalue("mariadb")
+    return server.fresh_database()
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    """An open store at `database_url` with the current schema."""
+    store = open_store(database_url, pool_size=4, create=True)
+    upgrade(store, lambda: time.time_ns() // 1_000_000)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def site(database_url: str, tmp_path: Path) -> Iterator[Site]:
+    """Real processes on a fresh database, once on each kind."""
+    with running_site(database_url, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def mariadb_site(mariadb: MariadbServer, tmp_path: Path) -> Iterator[Site]:
+    """Real processes on a fresh MariaDB database."""
+    with running_site(mariadb.fresh_database(), tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def sqlite_site(tmp_path: Path) -> Iterator[Site]:
+    """Real processes on a fresh SQLite database."""
+    with running_site(f"sqlite:///{tmp_path}/fleet.db", tmp_path) as running:
+        yield running

@@ -1,0 +1,199 @@
+"""A private MariaDB server for tests: its own folder, socket and port, gone afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+PROGRAMS = ("mariadbd", "mariadb-install-db")
+
+
+def missing_parts() -> str:
+    """What keeps a server from being started here; empty when nothing does."""
+    missing = [program for program in PROGRAMS if _program(program) is None]
+    if missing:
+        return f"{', '.join(missing)} not found; run: apt-get install mariadb-server"
+    try:
+        import MySQLdb  # noqa: F401
+    except ImportError as error:
+        return f"mysqlclient cannot be loaded ({error}); run: pip install 'fleetpulse[mysql]'"
+    return ""
+
+
+class MariadbServer:
+    """One mariadbd. `arguments` are added to its command line, such as "--max-connections=20".
+
+    The user root has no password, on the socket and on 127.0.0.1.
+    """
+
+    def __init__(self, *arguments: str):
+        # Not pytest's folder: a socket's path may have only 107 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="fp-mdb-"))
+        self.socket = str(self.folder / "s")
+        self._arguments = arguments
+        self._names = (f"t{number}" for number in itertools.count(1))
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+        self._install()
+
+    def __enter__(self) -> MariadbServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the server, on the same port as before, and wait until it answers."""
+        self.port = self.port or _free_port()
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    str(_program("mariadbd")),
+                    "--no-defaults",
+                    f"--datadir={self.folder / 'd'}",
+                    f"--socket={self.socket}",
+                    f"--port={self.port}",
+                    f"--pid-file={self.folder / 'pid'}",
+                    "--bind-address=127.0.0.1",
+                    "--skip-name-resolve",
+                    "--innodb-flush-log-at-trx-commit=1",
+                    "--innodb-buffer-pool-size=64M",
+                    *_as_root(),
+                    *self._arguments,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.query("SELECT 1")
+            except Exception:  # noqa: BLE001 - any error of the driver: it does not answer yet
+                if not self.is_running or time.monotonic() > deadline:
+                    raise AssertionError((self.folder / "log").read_text(errors="replace")[-4000:]) from None
+                time.sleep(0.02)
+            else:
+                return
+
+    def stop(self, with_signal: int = signal.SIGTERM) -> None:
+        """Stop the server: SIGTERM in order, SIGKILL like a power loss."""
+        if self._process is not None:
+            self._process.send_signal(with_signal)
+            self._process.wait(60)
+
+    def restart(self, with_signal: int = signal.SIGTERM) -> None:
+        self.stop(with_signal)
+        self.start()
+
+    def close(self) -> None:
+        """Stop the server at once and delete everything."""
+        self.stop(signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def connect(self, database: str = "", **options: Any) -> Any:
+        """A connection of the driver, as root over the socket unless `options` say otherwise."""
+        import MySQLdb
+
+        return MySQLdb.connect(
+            **{
+                "unix_socket": self.socket,
+                "user": "root",
+                "database": database,
+                "charset": "utf8mb4",
+                "autocommit": True,
+                **options,
+            }
+        )
+
+    def query(
+        self, sql: str, parameters: tuple[object, ...] = (), database: str = ""
+    ) -> list[tuple[Any, ...]]:
+        """Run one statement on a connection of its own."""
+        connection = self.connect(database)
+        try:
+            cursor = connection.cursor()
+            cursor.execute(sql, parameters or None)
+            return list(cursor.fetchall())
+        finally:
+            connection.close()
+
+    def status(self, name: str) -> int:
+        """A counter of SHOW GLOBAL STATUS, such as Max_used_connections (FLUSH STATUS resets it)."""
+        return int(self.query("SHOW GLOBAL STATUS LIKE %s", (name,))[0][1])
+
+    def fresh_database(self) -> str:
+        """Make an empty database; its URL."""
+        name = next(self._names)
+        self.query(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+        return self.url(name)
+
+    def url(self, database: str) -> str:
+        """The address of a database over the socket."""
+        return f"mysql://root@/{database}?unix_socket={self.socket}"
+
+    def tcp_url(self, database: str) -> str:
+        """The address of a database over TCP."""
+        return f"mysql://root@127.0.0.1:{self.port}/{database}"
+
+    def drop_databases(self) -> None:
+        """Drop every database that a test made."""
+        own = {"information_schema", "performance_schema", "mysql", "sys"}
+        for (name,) in self.query("SHOW DATABASES"):
+            if name not in own:
+                self.query(f"DROP DATABASE `{name}`")
+
+    def _install(self) -> None:
+        done = subprocess.run(
+            [
+                str(_program("mariadb-install-db")),
+                "--no-defaults",
+                f"--datadir={self.folder / 'd'}",
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+                "--skip-name-resolve",
+                *_as_root(),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout.decode(errors="replace")[-4000:]
+
+
+def _program(name: str) -> str | None:
+    # Debian keeps servers in a folder that is not on everybody's PATH.
+    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+
+
+def _as_root() -> list[str]:
+    return ["--user=root"] if os.geteuid() == 0 else []
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,187 @@
+"""Real processes for tests: the collector, agents, simulated fleets, and the admin's command."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = Path(sys.executable).parent
+_Result = TypeVar("_Result")
+
+
+def wait_until(condition: Callable[[], _Result], *, seconds: float = 20, what: str = "") -> _Result:
+    """Wait until the condition holds; what it then returned. Fails the test after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds} s: {what or condition}; last seen: {result!r}")
+        time.sleep(0.03)
+
+
+def clean_environ(settings: dict[str, str]) -> dict[str, str]:
+    """This process's environment without any fleetpulse setting but those given."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FLEETPULSE")}
+    return environ | {"PYTHONPATH": str(ROOT), **settings}
+
+
+class Program:
+    """A running process that logs into a file."""
+
+    def __init__(self, command: list[str], settings: dict[str, str], log: Path):
+        self.log_path = log
+        self._log = log.open("ab")
+        self._process = subprocess.Popen(
+            command,
+            env=clean_environ(settings),
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait_for_log(self, text: str, seconds: float = 30) -> str:
+        """The first logged line with `text` in it."""
+
+        def line() -> str | None:
+            found = next((line for line in self.log.splitlines() if text in line), None)
+            if found is None and not self.is_running:
+                pytest.fail(f"ended with {self._process.returncode} before it logged {text!r}:\n{self.log}")
+            return found
+
+        return wait_until(line, seconds=seconds, what=f"{text!r} in {self.log_path}") or ""
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL: no chance to do anything."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self, seconds: float = 40) -> int:
+        """SIGTERM, and the exit code."""
+        if self.is_running:
+            self._process.terminate()
+        return self.wait(seconds)
+
+    def wait(self, seconds: float = 40) -> int:
+        """The exit code of a process that ends by itself."""
+        return self._process.wait(seconds)
+
+    def output(self, seconds: float = 90) -> str:
+        """All that it printed until it ended by itself."""
+        out, _ = self._process.communicate(timeout=seconds)
+        return str(out, "utf-8")
+
+    def close(self) -> None:
+        if self.is_running:
+            self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+
+class Site:
+    """A database, and everything that runs on it in one test."""
+
+    def __init__(self, database_url: str, folder: Path, stack: ExitStack):
+        self.database_url = database_url
+        self.folder = folder
+        self.address = ""
+        self._stack = stack
+        self._started = 0
+
+    def cli(self, *arguments: str, check: bool = False, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Run collector-cli."""
+        done = subprocess.run(
+            [PROGRAMS / "collector-cli", *arguments],
+            env=clean_environ({"FLEETPULSE_DATABASE": self.database_url, **settings}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            pytest.fail(f"collector-cli {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def json(self, *arguments: str) -> Any:
+        """What a command prints with --json."""
+        done = self.cli(*arguments, "--json")
+        assert done.stdout, done.stderr
+        return json.loads(done.stdout)
+
+    def collector(self, *, upgrade: bool = True, **settings: str) -> Program:
+        """Start a collector on a free port, with FLEETPULSE_<settings>; returns when it listens."""
+        if upgrade:
+            self.cli("db", "upgrade", check=True)
+        values = {
+            "FLEETPULSE_DATABASE": self.database_url,
+            "FLEETPULSE_LISTEN": self.address or "127.0.0.1:0",
+            "FLEETPULSE_LOG_FORMAT": "json",
+            **{f"FLEETPULSE_{name.upper()}": value for name, value in settings.items()},
+        }
+        program = self._start("collector", [str(PROGRAMS / "fleet-collector")], values)
+        self.address = json.loads(program.wait_for_log('"listening"'))["address"]
+        return program
+
+    def agent(self, name: str = "agent", **settings: str) -> Program:
+        """Start an agent; `name` also names its state directory, so that it can be started again."""
+        values = {
+            "FLEETPULSE_AGENT_COLLECTOR": self.address,
+            "FLEETPULSE_AGENT_STATE_DIR": str(self.folder / name),
+            "FLEETPULSE_AGENT_INTERVAL": "500ms",
+            "FLEETPULSE_AGENT_HOSTNAME": name,
+            **{f"FLEETPULSE_AGENT_{key.upper()}": value for key, value in settings.items()},
+        }
+        return self._start(name, [str(PROGRAMS / "fleet-agent"), "run"], values)
+
+    def fleet(self, hosts: int, *options: str) -> Program:
+        """Start simulated hosts."""
+        command = [
+            sys.executable,
+            "-m",
+            "bench.simulator",
+            "--collector",
+            self.address,
+            "--hosts",
+            str(hosts),
+        ]
+        return self._start("fleet", [*command, *options], {})
+
+    def _start(self, name: str, command: list[str], settings: dict[str, str]) -> Program:
+        self._started += 1
+        program = Program(command, settings, self.folder / f"{self._started}-{name}.log")
+        self._stack.callback(program.close)
+        return program
+
+
+@contextmanager
+def running_site(database_url: str, folder: Path) -> Iterator[Site]:
+    """A site whose processes are all gone afterwards."""
+    with ExitStack() as stack:
+        yield Site(database_url, folder, stack)
