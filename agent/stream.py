@@ -81,7 +81,7 @@ class StreamRefusedError(StreamEndedError):
     """The collector refused what it was sent. `in_flight` is what waited for an Ack just then."""
 
     def __init__(self, code: grpc.StatusCode, details: str, in_flight: Waiting | None) -> None:
-        super().__init__(f"the collector refuses: {details or 'no reason given'} ({code.name})")
+        super().__init__(f"refused: {details or 'no reason given'} ({code.name})")
         self.code = code
         self.in_flight = in_flight
 
@@ -220,11 +220,19 @@ class Stream:
 
     async def _send_batch(self, call: StreamCall, waiting: Waiting) -> None:
         self._in_flight = waiting
-        for layout_id, layout in waiting.layouts.items():
-            await self._write(call, convert.announce_layout(layout))
+        try:
+            layouts = {key: convert.announce_layout(data) for key, data in waiting.layouts.items()}
+            batch = convert.encode_batch(waiting.reports)
+        except WireError as error:
+            # The disk gave back something else than it was given. No collector would take it.
+            raise StreamRefusedError(
+                grpc.StatusCode.INVALID_ARGUMENT, f"unreadable in the spool: {error}", waiting
+            ) from None
+        for layout_id, layout in layouts.items():
+            await self._write(call, layout)
             self._announced.add(layout_id)
         self._sent = waiting.last_seq
-        await self._write(call, convert.encode_batch(waiting.reports))
+        await self._write(call, batch)
         await self._until(lambda: self._acked >= waiting.last_seq)
 
     def _forget(self, seq: int) -> None:

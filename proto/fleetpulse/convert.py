@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from google.protobuf.message import DecodeError
+
 from fleetpulse.model import (
     CheckKey,
     CheckLayout,
@@ -203,11 +205,17 @@ def encode_report(report: Report) -> bytes:
 
 
 def encode_batch(reports: Iterable[bytes]) -> pb.StreamRequest:
-    """One message of several reports, each as `encode_report` made it."""
+    """One message of several reports, each as `encode_report` made it.
+
+    Raises WireError for bytes that it cannot have made.
+    """
     batch = pb.StreamRequest()
     batch.reports.SetInParent()
-    for report in reports:
-        batch.reports.reports.add().MergeFromString(report)
+    try:
+        for report in reports:
+            batch.reports.reports.add().MergeFromString(report)
+    except DecodeError as error:
+        raise WireError(f"not a report: {error}") from None
     return batch
 
 
@@ -307,17 +315,22 @@ def layout_to_wire_bytes(layout: Layout) -> bytes:
 
 
 def announce_layout(data: bytes) -> pb.StreamRequest:
-    """The message that announces a layout which `layout_to_wire_bytes` made."""
-    return pb.StreamRequest(layout=pb.Layout.FromString(data))
+    """The message that announces a layout which `layout_to_wire_bytes` made.
+
+    Raises WireError for bytes that it cannot have made.
+    """
+    return pb.StreamRequest(layout=_parse_layout(data))
 
 
 def layout_from_wire_bytes(data: bytes) -> Layout:
     """The reverse of `layout_to_wire_bytes`; raises WireError for anything else."""
+    return decode_layout(_parse_layout(data))
+
+
+def _parse_layout(data: bytes) -> pb.Layout:
     try:
-        return decode_layout(pb.Layout.FromString(data))
-    except WireError:
-        raise
-    except ValueError as error:  # protobuf's DecodeError is one
+        return pb.Layout.FromString(data)
+    except DecodeError as error:
         raise WireError(f"not a layout: {error}") from None
 
 

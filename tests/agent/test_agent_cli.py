@@ -35,7 +35,12 @@ def environ(state_dir: Path, **settings: str) -> dict[str, str]:
 
 def call(state_dir: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*AGENT, *arguments], env=environ(state_dir, **settings), cwd=ROOT, capture_output=True, text=True
+        [*AGENT, *arguments],
+        env=environ(state_dir, **settings),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

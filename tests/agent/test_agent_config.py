@@ -77,9 +77,9 @@ def test_a_wrong_variable_is_named(name: str, value: str, message: str) -> None:
 
 
 def test_only_the_default_file_may_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read .*No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read .*No such file"):
         load_agent_config(tmp_path / "missing.toml", {})
-    with pytest.raises(ConfigError, match="cannot read .*No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read .*No such file"):
         load_agent_config(None, {"FLEETPULSE_AGENT_CONFIG": str(tmp_path / "missing.toml")})
 
 

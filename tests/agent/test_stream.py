@@ -5,8 +5,10 @@ import contextlib
 import logging
 import math
 import socket
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,6 +17,7 @@ import pytest
 from agent.backoff import Backoff
 from agent.delivery import Delivery
 from agent.memory_spool import MemorySpool
+from agent.spool import DiskSpool
 from agent.stream import Timeouts
 from fleetpulse import convert
 from fleetpulse.model import CheckKey, CheckLayout, Hello, HostId, Layout, Measurement, Report
@@ -412,5 +415,30 @@ def test_missing_values_travel() -> None:
         async with serving(script) as port, delivering(port, spool):
             await until(lambda: spool.pending() == 0)
         assert math.isnan(script.reports[spool.epoch, 1].values[0])
+
+    run(test)
+
+
+def test_what_the_disk_garbled_is_dropped_alone(tmp_path: Path) -> None:
+    async def test() -> None:
+        spool, script = DiskSpool(tmp_path / "spool.db"), Script()
+        for number in range(5):
+            spool.append(0, LAYOUT, (float(number),), ())
+        with sqlite3.connect(tmp_path / "spool.db") as other:
+            other.execute("UPDATE report SET payload = x'ffffff' WHERE seq = 3")
+        other.close()
+        async with serving(script) as port, delivering(port, spool) as delivery:  # type: ignore[arg-type]
+            await until(lambda: spool.pending() == 0)
+            spool.append(0, LAYOUT, (5.0,), ())
+            delivery.wake()
+            await until(lambda: spool.pending() == 0)
+        spool.close()
+        assert [(r.seq, r.dropped) for r in script.reports.values()] == [
+            (1, 0),
+            (2, 0),
+            (4, 0),
+            (5, 0),
+            (6, 1),
+        ]
 
     run(test)

@@ -139,13 +139,13 @@ def test_a_number_that_no_agent_gave(message: pb.StreamResponse) -> None:
         convert.decode_response(message)
 
 
-GOOD_HELLO = dict(
-    host_id="6a7e1b0c-6f0d-4f6d-8f2b-0d6d5a9b1c11",
-    hostname="h",
-    epoch=1,
-    interval_ms=1000,
-    ttl_ms=3000,
-)
+GOOD_HELLO = {
+    "host_id": "6a7e1b0c-6f0d-4f6d-8f2b-0d6d5a9b1c11",
+    "hostname": "h",
+    "epoch": 1,
+    "interval_ms": 1000,
+    "ttl_ms": 3000,
+}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_malformed_facts(facts: dict[str, str], message: str) -> None:
         convert.decode_facts(pb.Facts(facts=facts))
 
 
-GOOD_REPORT = dict(seq=1, measured_at_ms=0, layout_id=LAYOUT.id, values=[1.0])
+GOOD_REPORT = {"seq": 1, "measured_at_ms": 0, "layout_id": LAYOUT.id, "values": [1.0]}
 
 
 @pytest.mark.parametrize(

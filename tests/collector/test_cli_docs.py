@@ -1,0 +1,133 @@
+"""docs/cli.md and the program say the same."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from collector.cli.main import COMMANDS, cli
+from collector.cli.main import run as run_command
+from collector.core.status import EventKind
+from collector.store.schema import upgrade
+from collector.store.store import open_store
+from fleetpulse.model import State
+from tests.collector.fleet import MINUTE, Fleet, failing
+
+DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
+
+
+def sections() -> dict[str, str]:
+    """The text under each heading of the second level."""
+    parts = re.split(r"^## (.+)$", DOCS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def command(name: str) -> click.Command:
+    found = importlib.import_module(COMMANDS[name][0]).command
+    assert isinstance(found, click.Command)
+    return found
+
+
+def options(of: click.Command) -> Iterator[str]:
+    for parameter in of.params:
+        if isinstance(parameter, click.Option):
+            yield from (name for name in parameter.opts if name.startswith("--"))
+    if isinstance(of, click.Group):
+        for child in of.commands.values():
+            yield from options(child)
+
+
+def test_every_command_has_a_section_and_no_section_is_of_none() -> None:
+    assert [name for name in sections() if name != "For every command"] == list(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_documented_and_exists(name: str) -> None:
+    documented = {option for option in re.findall(r"`(--[a-z-]+)", sections()[name])}
+    others = {"--watch", "--follow", "--limit"} | ({"--json"} if name == "show" else set())
+    exist = set(options(command(name)))
+    assert exist <= documented
+    assert documented - exist <= others
+
+
+def test_global_options_are_documented() -> None:
+    text = sections()["For every command"]
+    assert {option for option in options(cli)} | {"--help"} == set(re.findall(r"`(--[a-z-]+)", text)) - {
+        "--watch",
+        "--follow",
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_examples_and_exit_codes(name: str) -> None:
+    found = command(name)
+    for leaf in found.commands.values() if isinstance(found, click.Group) else [found]:
+        assert "Example" in (leaf.help or "")
+        assert "Exit codes:" in (leaf.help or "")
+
+
+def test_every_kind_of_event_is_named() -> None:
+    named = re.search(r"Kinds: (.+)", sections()["events"])
+    assert named is not None
+    assert re.findall(r"`([a-z-]+)`", named[1]) == [kind.value for kind in EventKind]
+
+
+def shape(value: object) -> object:
+    """The keys at every level."""
+    if isinstance(value, dict):
+        return {key: shape(item) if key != "facts" else None for key, item in value.items()}
+    if isinstance(value, list):
+        return [shape(value[0])] if value and isinstance(value[0], dict) else []
+    return None
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("stale", ["stale"]),
+        ("status", ["status"]),
+        ("hosts", ["hosts", "--limit", "1"]),
+        ("show", ["show", "one", "--events", "0"]),
+        ("events", ["events"]),
+        ("db", ["db", "check"]),
+        ("doctor", ["doctor"]),
+    ],
+)
+def test_json_has_the_documented_shape(
+    name: str,
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    url = f"sqlite:///{tmp_path}/f.db"
+    store = open_store(url, pool_size=1, create=True)
+    upgrade(store, lambda: 1)
+    fleet = Fleet(store)
+    fleet.listen()
+    fleet.add(
+        "one",
+        ago=5 * MINUTE,
+        checks=failing(State.CRITICAL, "x", 1),
+        facts={"os.type": "linux"},
+        groups=("g",),
+    )
+    fleet.add("two")
+    with store.transaction() as tx:
+        tx.execute(
+            "INSERT INTO event (at, hostname, kind, subject, instance, old_value, new_value, message, measured_at) "
+            "VALUES (1, '', 'back', '', '', '', '', '', 0)"
+        )
+    store.close()
+    monkeypatch.setenv("FLEETPULSE_DATABASE", url)
+    monkeypatch.setenv("FLEETPULSE_LISTEN", f"unix:{tmp_path}/nobody")
+    run_command([*arguments, "--json"])
+    documented = re.search(r"```json\n(.+?)```", sections()[name], re.DOTALL)
+    assert documented is not None
+    assert shape(json.loads(capsys.readouterr().out)) == shape(json.loads(documented[1]))

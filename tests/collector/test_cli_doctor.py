@@ -1,0 +1,156 @@
+"""collector-cli doctor: what it concludes, and a whole run beside a real collector."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from collector.cli import findings
+from collector.cli.findings import Finding
+from collector.store.collectors import CollectorRow, Listening
+from fleetpulse.model import State
+from tests.collector.cli_process import environment, run_cli
+from tests.mariadb_server import MariadbServer
+
+NOW = 1_000_000_000
+SERVICE = Path(sys.executable).with_name("fleet-collector")
+
+
+def collector(name: str = "a", *, ago: int = 0, stopped: bool = False, pool: int = 8) -> CollectorRow:
+    return CollectorRow(
+        name, "127.0.0.1:1", "0.1.0", pool, NOW - 60_000, NOW - ago, NOW - ago if stopped else None
+    )
+
+
+def test_a_slow_database_is_a_warning() -> None:
+    assert findings.judge_database(3).state is State.OK
+    assert findings.judge_database(1_500).state is State.WARNING
+
+
+def test_pools_must_fit() -> None:
+    def judge(budget: int | None, *rows: CollectorRow) -> Finding:
+        return findings.judge_pool("a", 8, 10, budget, rows, NOW)
+
+    assert judge(None).state is State.OK
+    assert judge(18, collector("a")).state is State.OK
+    assert judge(17, collector("a")).state is State.CRITICAL
+    assert judge(26, collector("b")).state is State.OK
+    full = judge(25, collector("b"))
+    assert full.state is State.CRITICAL
+    assert "8 here and 8 of 1 other live collector, of max_connections 25 less a reserve of 10" in full.text
+    assert judge(18, collector("b", stopped=True), collector("c", ago=60_000)).state is State.OK
+
+
+def test_somebody_must_listen() -> None:
+    def judge(*rows: CollectorRow) -> Finding:
+        return findings.judge_collectors(rows, Listening(NOW, None))
+
+    assert judge(collector()).state is State.OK
+    assert judge().state is State.CRITICAL
+    assert "b was heard last, 1m 0s ago" in judge(collector("b", ago=60_000), collector("c", ago=90_000)).text
+    assert judge(collector(), collector("b", ago=60_000)).state is State.WARNING
+    assert judge(collector(), collector("b", ago=60_000, stopped=True)).state is State.OK
+
+
+def test_clocks_and_disks() -> None:
+    assert findings.judge_clock("clock", -1_999, "x").state is State.OK
+    assert findings.judge_clock("clock", -2_001, "x").state is State.WARNING
+    assert findings.judge_disk("/", 2**40, 2**41).state is State.OK
+    assert findings.judge_disk("/", 2**29, 2**41).state is State.WARNING
+    assert findings.judge_disk("/", 2**20, 2**41).state is State.CRITICAL
+
+
+def states(url: str, listen: str, **extra: str) -> tuple[int, dict[str, str]]:
+    ran = run_cli(url, "doctor", "--json", FLEETPULSE_LISTEN=listen, **extra)
+    assert ran.stderr == ""
+    return ran.returncode, {
+        finding["name"]: finding["state"] for finding in json.loads(ran.stdout)["findings"]
+    }
+
+
+@contextmanager
+def running_collector(url: str, listen: str) -> Iterator[None]:
+    process = subprocess.Popen(
+        [SERVICE],
+        env=environment(url, FLEETPULSE_LISTEN=listen),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        with process:
+            try:
+                yield
+            finally:
+                process.send_signal(signal.SIGTERM)
+                process.communicate(timeout=60)
+    finally:
+        process.kill()
+
+
+def test_a_house_in_order_and_out_of_it(database_url: str, tmp_path: Path) -> None:
+    listen = f"unix:{tmp_path}/c.sock"
+    status, found = states(database_url, listen)
+    assert status == 2
+    assert found["port"] == "CRITICAL"
+    assert run_cli(database_url, "db", "upgrade").returncode == 0
+    status, found = states(database_url, listen)
+    assert (status, found["schema"], found["collectors"]) == (2, "OK", "CRITICAL")
+    with running_collector(database_url, listen):
+        deadline = time.monotonic() + 30
+        while True:
+            status, found = states(database_url, listen)
+            if status == 0 or time.monotonic() > deadline:
+                break
+        assert set(found.values()) == {"OK"}
+        assert {"configuration", "rules", "database", "schema", "pool", "collectors", "clock", "port"} <= set(
+            found
+        )
+        assert ("disk" in found) is database_url.startswith("sqlite")
+    status, found = states(database_url, listen)
+    assert (found["collectors"], found["port"]) == ("CRITICAL", "CRITICAL")
+
+
+def test_a_port_of_somebody_else(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/f.db"
+    run_cli(url, "db", "upgrade")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        status, found = states(url, f"127.0.0.1:{other.getsockname()[1]}")
+    assert (status, found["port"], found["database"]) == (2, "CRITICAL", "OK")
+
+
+def test_each_thing_that_is_wrong_is_said(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text("[[rule]]\ncheck = 1\n")
+    status, found = states(f"sqlite:///{tmp_path}/none.db", f"unix:{tmp_path}/s", FLEETPULSE_RULES=str(rules))
+    assert (status, found["rules"], found["database"]) == (2, "CRITICAL", "CRITICAL")
+    status, found = states("", "nonsense")
+    assert (status, found) == (2, {"configuration": "CRITICAL"})
+    ran = run_cli(f"sqlite:///{tmp_path}/no/folder/f.db", "doctor", FLEETPULSE_LISTEN=f"unix:{tmp_path}/s")
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_server_with_too_few_connections(mariadb: MariadbServer, tmp_path: Path) -> None:
+    url = mariadb.fresh_database()
+    run_cli(url, "db", "upgrade")
+    most = mariadb.query("SELECT @@max_connections")[0][0]
+    _, found = states(url, f"unix:{tmp_path}/s", FLEETPULSE_CONNECTION_RESERVE=str(most - 8))
+    assert found["pool"] == "OK"
+    _, found = states(url, f"unix:{tmp_path}/s", FLEETPULSE_CONNECTION_RESERVE=str(most - 7))
+    assert found["pool"] == "CRITICAL"
+
+
+@pytest.mark.parametrize("url", ["mysql://root@/x?unix_socket=/nonexistent", "nonsense://"])
+def test_a_database_that_cannot_be_had(url: str, tmp_path: Path) -> None:
+    _, found = states(url, f"unix:{tmp_path}/s")
+    assert found["database"] == "CRITICAL"
