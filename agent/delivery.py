@@ -153,7 +153,7 @@ class Delivery:
             self._suspect_seq = batch.last_seq
             self._suspect_facts = stream.unproven_facts
         elif malformed and len(batch.reports) == 1:
-            pass
+            self.spool.discard(batch.last_seq)
             self._suspect_facts = None  # there was a culprit, the facts are not it
             log.error("report %d dropped: %s", batch.last_seq, end)
             if batch.last_seq >= self._suspect_seq:

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -279,7 +279,7 @@ class DiskSpool:
             size, _, freed_layouts = self._delete("seq <= ?", self._acked)
             size = self._size - size + sum(len(row.payload) for row in rows)
             size, lost = self._make_room(size, report.measured_at - self._limits.max_age, freed_layouts)
-            rows.append(Row.of(replace(report, dropped=self._lost + lost)))
+            rows.append(Row.of(report._replace(dropped=self._lost + lost)))
             size += len(rows[-1].payload)
             self._writer.executemany("INSERT OR IGNORE INTO layout VALUES (?, ?)", self._encoded.items())
             self._writer.executemany("INSERT INTO report VALUES (?, ?, ?, ?, ?)", rows)
@@ -331,5 +331,5 @@ class DiskSpool:
             self._lost += 1 + self._unsaved.popleft().dropped
         while self._unsaved and self._unsaved[0].seq <= self._acked:
             self._unsaved.popleft()
-        self._unsaved.append(Row.of(replace(report, dropped=self._lost)))
+        self._unsaved.append(Row.of(report._replace(dropped=self._lost)))
         self._lost = 0

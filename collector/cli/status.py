@@ -15,7 +15,7 @@ from collector.cli.output import Cell, Line, Page, Table, line, state_cell, summ
 from collector.cli.session import Session, require_groups
 from collector.cli.stale import nobody_listens
 from collector.cli.times import local, utc
-from collector.core.render import count, duration, listed
+from collector.core.render import count, duration
 from collector.core.silence import Presence, presence
 from collector.core.standing import host_state, worst
 from collector.store import reading
@@ -33,6 +33,7 @@ from fleetpulse.model import State
 
 _WORST_FIRST = sorted(State, key=lambda state: -state.severity)
 _CHECKS_SHOWN = 3
+_HOSTS_NAMED = 5  # in the summary
 _CALM = CheckCounts(State.OK, 0)
 
 
@@ -87,11 +88,10 @@ class Fleet:
         """What is the case, in one line."""
         parts = [f"{self.states[state]} {state.name.lower()}" for state in _WORST_FIRST if self.states[state]]
         text = f"{count(self.total, 'host')}: {', '.join(parts)}" if parts else "no hosts yet"
-        worst_names = [bad.host.hostname for bad in self.bad if bad.state is self.state]
-        if worst_names:
-            named = listed(worst_names, 5)
-            more = self.states[self.state] - len(worst_names)
-            text += f" ({named}{f' and {more} more' if more > 0 and len(worst_names) <= 5 else ''})"
+        named = [bad.host.hostname for bad in self.bad if bad.state is self.state][:_HOSTS_NAMED]
+        if named:
+            more = self.states[self.state] - len(named)
+            text += f" ({', '.join(named)}{f' and {more} more' if more else ''})"
         return text if self.listening.since is not None else f"no collector is listening; {text}"
 
     def page(self, rows: int | None) -> Page:

@@ -23,6 +23,9 @@ class Changes:
     checks: dict[CheckKey, CheckStatus | None] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 
+    def __bool__(self) -> bool:
+        return bool(self.checks or self.events)
+
 
 def take_report(
     status: HostStatus, epoch: int, report: Report, plan: Plan, now: int, changes: Changes

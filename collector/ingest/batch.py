@@ -37,11 +37,14 @@ class _Writes:
     events: list[tuple[int | None, str, Event]] = field(default_factory=list)
     new_layouts: dict[bytes, int] = field(default_factory=dict)
 
-    def add(self, host: int, hostname: str, changes: Changes) -> None:
+    changes: Changes = field(default_factory=Changes)
+    """Where the host at hand notes its changes: few have any, so one will do for all."""
+
+    def take_changes(self, host: int, hostname: str) -> None:
+        changes, self.changes = self.changes, Changes()
         if changes.checks:
             self.checks.setdefault(host, {}).update(changes.checks)
-        if changes.events:
-            self.events.extend([(host, hostname, event) for event in changes.events])
+        self.events.extend([(host, hostname, event) for event in changes.events])
 
 
 class BatchWriter:
@@ -150,7 +153,7 @@ class BatchWriter:
         if before is None:
             return HostGone()
         status = writes.after.get(host, before.status)
-        changes = Changes()
+        changes = writes.changes
         for report in item.reports:
             after = diff.take_report(
                 status, item.epoch, report, self._plan(report.layout), item.received_at, changes
@@ -158,7 +161,8 @@ class BatchWriter:
             if after is not status:
                 status = after
                 writes.latest[host] = report
-        writes.add(host, item.hostname, changes)
+        if changes:
+            writes.take_changes(host, item.hostname)
         if status is not before.status:
             writes.after[host] = status
         return status.seq
@@ -182,12 +186,11 @@ class BatchWriter:
             report, before = latest.get(host), writes.before.get(host)
             if report is None or before is None or host in writes.after:
                 continue
-            changes = Changes()
             status = diff.judge_again(
-                before.status, self._plan(report.layout), report.values, report.results, now, changes
+                before.status, self._plan(report.layout), report.values, report.results, now, writes.changes
             )
-            if changes.checks:
-                writes.add(host, hostname, changes)
+            if writes.changes:
+                writes.take_changes(host, hostname)
                 writes.after[host] = status
 
     def _plan(self, layout: Layout) -> Plan:

@@ -112,8 +112,7 @@ class CheckResult(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """Everything one host says at one moment.
 
     `seq` counts up by one inside the host's epoch. `measured_at` is the agent's clock in

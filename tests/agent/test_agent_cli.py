@@ -41,6 +41,7 @@ def call(state_dir: Path, *arguments: str, **settings: str) -> subprocess.Comple
         capture_output=True,
         text=True,
         check=False,
+        timeout=20,
     )
 
 

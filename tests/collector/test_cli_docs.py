@@ -49,7 +49,7 @@ def test_every_command_has_a_section_and_no_section_is_of_none() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_documented_and_exists(name: str) -> None:
-    documented = {option for option in re.findall(r"`(--[a-z-]+)", sections()[name])}
+    documented = set(re.findall(r"`(--[a-z-]+)", sections()[name]))
     others = {"--watch", "--follow", "--limit"} | ({"--json"} if name == "show" else set())
     exist = set(options(command(name)))
     assert exist <= documented
@@ -58,7 +58,7 @@ def test_every_option_is_documented_and_exists(name: str) -> None:
 
 def test_global_options_are_documented() -> None:
     text = sections()["For every command"]
-    assert {option for option in options(cli)} | {"--help"} == set(re.findall(r"`(--[a-z-]+)", text)) - {
+    assert {*options(cli), "--help"} == set(re.findall(r"`(--[a-z-]+)", text)) - {
         "--watch",
         "--follow",
     }

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,12 +16,14 @@ import pytest
 
 from collector.cli import findings
 from collector.cli.findings import Finding
+from collector.cli.main import run
 from collector.store.collectors import CollectorRow, Listening
 from fleetpulse.model import State
 from tests.collector.cli_process import environment, run_cli
 from tests.mariadb_server import MariadbServer
 
 NOW = 1_000_000_000
+States = Callable[..., tuple[int, dict[str, str]]]
 SERVICE = Path(sys.executable).with_name("fleet-collector")
 
 
@@ -69,12 +71,21 @@ def test_clocks_and_disks() -> None:
     assert findings.judge_disk("/", 2**20, 2**41).state is State.CRITICAL
 
 
-def states(url: str, listen: str, **extra: str) -> tuple[int, dict[str, str]]:
-    ran = run_cli(url, "doctor", "--json", FLEETPULSE_LISTEN=listen, **extra)
-    assert ran.stderr == ""
-    return ran.returncode, {
-        finding["name"]: finding["state"] for finding in json.loads(ran.stdout)["findings"]
-    }
+@pytest.fixture
+def states(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> States:
+    """Run doctor in this process: its exit code, and the state of each finding."""
+    monkeypatch.setattr("collector.cli.doctor._HEALTH_TIMEOUT", 1.0)
+
+    def diagnose(url: str, listen: str, **extra: str) -> tuple[int, dict[str, str]]:
+        for name, value in {"DATABASE": url, "LISTEN": listen, **extra}.items():
+            monkeypatch.setenv(f"FLEETPULSE_{name}", value)
+        status = run(["doctor", "--json"])
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        found = json.loads(captured.out)["findings"]
+        return status, {finding["name"]: finding["state"] for finding in found}
+
+    return diagnose
 
 
 @contextmanager
@@ -97,7 +108,7 @@ def running_collector(url: str, listen: str) -> Iterator[None]:
         process.kill()
 
 
-def test_a_house_in_order_and_out_of_it(database_url: str, tmp_path: Path) -> None:
+def test_a_house_in_order_and_out_of_it(database_url: str, tmp_path: Path, states: States) -> None:
     listen = f"unix:{tmp_path}/c.sock"
     status, found = states(database_url, listen)
     assert status == 2
@@ -120,7 +131,7 @@ def test_a_house_in_order_and_out_of_it(database_url: str, tmp_path: Path) -> No
     assert (found["collectors"], found["port"]) == ("CRITICAL", "CRITICAL")
 
 
-def test_a_port_of_somebody_else(tmp_path: Path) -> None:
+def test_a_port_of_somebody_else(tmp_path: Path, states: States) -> None:
     url = f"sqlite:///{tmp_path}/f.db"
     run_cli(url, "db", "upgrade")
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -128,10 +139,10 @@ def test_a_port_of_somebody_else(tmp_path: Path) -> None:
     assert (status, found["port"], found["database"]) == (2, "CRITICAL", "OK")
 
 
-def test_each_thing_that_is_wrong_is_said(tmp_path: Path) -> None:
+def test_each_thing_that_is_wrong_is_said(tmp_path: Path, states: States) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text("[[rule]]\ncheck = 1\n")
-    status, found = states(f"sqlite:///{tmp_path}/none.db", f"unix:{tmp_path}/s", FLEETPULSE_RULES=str(rules))
+    status, found = states(f"sqlite:///{tmp_path}/none.db", f"unix:{tmp_path}/s", RULES=str(rules))
     assert (status, found["rules"], found["database"]) == (2, "CRITICAL", "CRITICAL")
     status, found = states("", "nonsense")
     assert (status, found) == (2, {"configuration": "CRITICAL"})
@@ -140,17 +151,17 @@ def test_each_thing_that_is_wrong_is_said(tmp_path: Path) -> None:
     assert "Traceback" not in ran.stderr
 
 
-def test_a_server_with_too_few_connections(mariadb: MariadbServer, tmp_path: Path) -> None:
+def test_a_server_with_too_few_connections(mariadb: MariadbServer, tmp_path: Path, states: States) -> None:
     url = mariadb.fresh_database()
     run_cli(url, "db", "upgrade")
     most = mariadb.query("SELECT @@max_connections")[0][0]
-    _, found = states(url, f"unix:{tmp_path}/s", FLEETPULSE_CONNECTION_RESERVE=str(most - 8))
+    _, found = states(url, f"unix:{tmp_path}/s", CONNECTION_RESERVE=str(most - 8))
     assert found["pool"] == "OK"
-    _, found = states(url, f"unix:{tmp_path}/s", FLEETPULSE_CONNECTION_RESERVE=str(most - 7))
+    _, found = states(url, f"unix:{tmp_path}/s", CONNECTION_RESERVE=str(most - 7))
     assert found["pool"] == "CRITICAL"
 
 
 @pytest.mark.parametrize("url", ["mysql://root@/x?unix_socket=/nonexistent", "nonsense://"])
-def test_a_database_that_cannot_be_had(url: str, tmp_path: Path) -> None:
+def test_a_database_that_cannot_be_had(url: str, tmp_path: Path, states: States) -> None:
     _, found = states(url, f"unix:{tmp_path}/s")
     assert found["database"] == "CRITICAL"

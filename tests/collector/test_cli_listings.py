@@ -162,6 +162,21 @@ def test_a_collectors_clock_is_the_one_that_counts(fleet: Fleet, cli: Cli) -> No
     assert [host["hostname"] for host in cli("stale", "--json").json["hosts"]] == ["gone"]
 
 
+@pytest.mark.parametrize("listening", [3_600_000, 65_000, None])
+def test_the_query_finds_exactly_who_is_not_fresh(fleet: Fleet, cli: Cli, listening: int | None) -> None:
+    if listening is not None:
+        fleet.listen(since=listening)
+    for ago in (None, 0, 30_000, 62_000, 90_000, 10 * MINUTE):
+        for ttl in (45_000, 2 * MINUTE):
+            for silence in Silence:
+                fleet.add(f"{ago}-{ttl}-{silence.name}", ago=ago, ttl=ttl, silence=silence)
+    hosts = {host["hostname"]: host["presence"] for host in cli("hosts", "--json").json["hosts"]}
+    found = {host["hostname"]: host["presence"] for host in cli("stale", "--json").json["hosts"]}
+    assert found == {name: presence for name, presence in hosts.items() if presence != "fresh"}
+    assert found["0-120000-ALONE"] == "stale"
+    assert "fresh" in hosts.values()
+
+
 # --- status ---
 
 
@@ -200,6 +215,7 @@ def test_the_worst_hosts_come_first(fleet: Fleet, cli: Cli) -> None:
     assert answer["collectors"][0]["listening"] is True
     assert answer["fleet_silent_since"] is None
     limited = cli("status", "--limit", "1")
+    assert "(full and 1 more)" in limited.out
     assert "and 3 more hosts not OK" in limited.out
     assert limited.status == 2
 

@@ -316,11 +316,20 @@ class Terminal:
 
     def __init__(self, url: str, *arguments: str, **extra: str):
         self.text = ""
-        self.pid, self._fd = pty.fork()
-        if not self.pid:
-            env = environment(url, TERM="xterm-256color", **extra)
-            os.execvpe(SCRIPT, [str(SCRIPT), *arguments], env)
-        fcntl.ioctl(self._fd, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        self._fd, inside = pty.openpty()
+        fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        # The terminal must be the process's own, so that a Ctrl-C typed there is a signal.
+        take_it = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(*sys.argv[1:2], sys.argv[1:])"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", take_it, SCRIPT, *arguments],
+            env=environment(url, TERM="xterm-256color", **extra),
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        os.close(inside)
 
     def read_until(self, found: Callable[[str], object]) -> None:
         deadline = time.monotonic() + 30
@@ -345,7 +354,7 @@ class Terminal:
         while self._read():
             pass
         os.close(self._fd)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._process.wait(30)
 
 
 def test_a_terminal_gets_colours(url: str, fleet: Fleet) -> None:

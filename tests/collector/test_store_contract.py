@@ -274,7 +274,7 @@ def test_check_statuses_are_exact(store: Store) -> None:
     host, _ = Fleet(store).add("one", ago=None)
     checks = {
         CheckKey(name or "unnamed", instance): CheckStatus(
-            State(number % 4), 2**53 + number, instance * 4, State(3 - number % 4), number
+            State(number % 4), 2**53 + number, instance * 4, State(3 - number % 4), number, number + 1
         )
         for number, (name, instance) in enumerate(zip(NASTY, reversed(NASTY), strict=True))
     }

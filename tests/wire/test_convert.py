@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,7 +95,7 @@ def test_batch_round_trip(batch: list[Report]) -> None:
     decoded = convert.decode_batch(message.reports, {r.layout.id: r.layout for r in batch})
     assert len(decoded) == len(batch)
     for was, now in zip(batch, decoded, strict=True):
-        assert replace(now, values=()) == replace(was, values=())
+        assert now._replace(values=()) == was._replace(values=())
         for before, after in zip(was.values, now.values, strict=True):
             assert before == after or (math.isnan(before) and math.isnan(after))
 
