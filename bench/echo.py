@@ -12,7 +12,7 @@ from fleetpulse.v1 import ingest_pb2 as pb
 
 
 class _Echo(grpc.GenericRpcHandler):
-    def service(self, handler_call_details: Any) -> Any:
+    def service(self, _: Any) -> Any:
         return grpc.stream_stream_rpc_method_handler(
             self._echo,
             request_deserializer=pb.StreamRequest.FromString,

@@ -87,15 +87,17 @@ def collector(url: str, **settings: object) -> Iterator[tuple[str, int]]:
     subprocess.run(
         [program / "collector-cli", "db", "upgrade"], env=environ, check=True, stdout=subprocess.DEVNULL
     )
-    with tempfile.TemporaryFile("w+") as log:
-        with subprocess.Popen([program / "fleet-collector"], env=environ, stderr=log) as service:
-            try:
-                yield _listening_address(service, log), service.pid
-            finally:
-                service.send_signal(signal.SIGTERM)
-                if service.wait(60) != 0:
-                    log.seek(0)
-                    sys.stderr.write(log.read()[-4000:])
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen([program / "fleet-collector"], env=environ, stderr=log) as service,
+    ):
+        try:
+            yield _listening_address(service, log), service.pid
+        finally:
+            service.send_signal(signal.SIGTERM)
+            if service.wait(60) != 0:
+                log.seek(0)
+                sys.stderr.write(log.read()[-4000:])
 
 
 def _listening_address(service: subprocess.Popen[bytes], log: Any) -> str:

@@ -51,7 +51,8 @@ class Host:
             f"bench-{number}",
             "machine",
             "boot",
-            self.random.randrange(1, 2**63),
+            # New in every run: what an earlier run sent must not make this one's reports duplicates.
+            random.SystemRandom().randrange(1, 2**63),
             "bench",
             15_000,
             45_000,

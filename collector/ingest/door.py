@@ -108,7 +108,8 @@ class Door:
 
     async def _pass(self, host_id: str, item: Registration | Submission) -> Any:
         weight = item.weight
-        await self.gate.enter(weight)
+        if not self.gate.try_enter(weight):
+            await self.gate.enter(weight)
         try:
             if not self._outbox:
                 # What arrives in one turn of the loop wakes each writer once.

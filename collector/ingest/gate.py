@@ -32,10 +32,16 @@ class Gate:
         """Wait until agents may go on."""
         await self._open.wait()
 
+    def try_enter(self, weight: int) -> bool:
+        """Count `weight` more reports, if they fit in and nobody waits; whether they did."""
+        if self._queue or not self._fits(weight):
+            return False
+        self._count(weight)
+        return True
+
     async def enter(self, weight: int) -> None:
         """Wait until `weight` more reports fit in, then count them; first come, first served."""
-        if not self._queue and self._fits(weight):
-            self._count(weight)
+        if self.try_enter(weight):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append((weight, turn))

@@ -178,6 +178,9 @@ def create_server(servicer: IngestServicer, *, connections: int, message_size: i
             # The default of about 1,000 cancels streams when a fleet reconnects at once.
             ("grpc.server.max_pending_requests", connections),
             ("grpc.server.max_pending_requests_hard_limit", connections),
+            # Reports are small and wait for their acks: nothing is gained by measuring the bandwidth,
+            # which costs a ping with every few messages. Windows stay at 64 kB a stream.
+            ("grpc.http2.bdp_probe", 0),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),

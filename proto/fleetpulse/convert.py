@@ -235,7 +235,7 @@ def _decode_report(message: pb.Report, layouts: Mapping[bytes, Layout]) -> Repor
     layout = layouts.get(message.layout_id)
     if layout is None:
         raise WireError(f"report of a layout not announced: {message.layout_id[:16].hex() or 'none'}")
-    values = tuple(message.values)
+    values = tuple(message.values[:])  # a slice is copied at once, an iterator value by value
     if len(values) != layout.series_count:
         raise WireError(f"report of {len(values)} values for a layout of {layout.series_count} series")
     seq, measured_at, dropped = message.seq, message.measured_at_ms, message.dropped
@@ -277,7 +277,9 @@ def encode_welcome(committed_seq: int, max_batch_reports: int, max_message_bytes
 
 def encode_ack(seq: int) -> pb.StreamResponse:
     """Everything up to `seq` is committed."""
-    return pb.StreamResponse(ack=pb.Ack(seq=seq))
+    response = pb.StreamResponse()
+    response.ack.seq = seq  # a third of the cost of naming it in the constructor
+    return response
 
 
 def encode_throttle(retry_after: int) -> pb.StreamResponse:

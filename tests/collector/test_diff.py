@@ -139,9 +139,8 @@ def test_a_threshold_below():
 def test_a_state_counts_when_it_was_seen_often_enough_in_a_row():
     rules = RuleSet([Rule("filesystem", UTILIZATION.name, warning=0.8, occurrences=3)])
     host = Host(rules)
-    events = []
-    for value in (0.9, 0.9, 0.1, 0.9, 0.9, 0.9, 0.1, 0.9, 0.1, 0.1, 0.1):
-        events.append([event.new for event in host.report(value, 0.1).events])
+    values = (0.9, 0.9, 0.1, 0.9, 0.9, 0.9, 0.1, 0.9, 0.1, 0.1, 0.1)
+    events = [[event.new for event in host.report(value, 0.1).events] for value in values]
     assert events == [[], [], [], [], [], ["WARNING"], [], [], [], [], ["OK"]]
 
 
