@@ -14,21 +14,9 @@ from fleetpulse import config
 from fleetpulse.config import ConfigError
 
 
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    check: str
-    measurement: str
-    instance: str = "*"
-    direction: Direction = Direction.ABOVE
-    warning: float | None = None
-    warning_clear: float | None = None
-    critical: float | None = None
-    critical_clear: float | None = None
-    occurrences: int = 1
-
-
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     builtin: bool = True
-    rule: tuple[_Entry, ...] = ()
+    rule: tuple[Rule, ...] = ()
 
 
 def load_rules(path: Path | None) -> RuleSet:
@@ -54,14 +42,14 @@ def _read(path: Path) -> _File:
 
 
 def _rules(file: _File, path: Path | None) -> list[Rule]:
-    return [_checked(entry, f"{path}: rule[{number}]") for number, entry in enumerate(file.rule)]
+    return [_checked(rule, f"{path}: rule[{number}]") for number, rule in enumerate(file.rule)]
 
 
-def _checked(entry: _Entry, where: str) -> Rule:
-    sign = 1 if entry.direction is Direction.ABOVE else -1
+def _checked(rule: Rule, where: str) -> Rule:
+    sign = 1 if rule.direction is Direction.ABOVE else -1
     levels = (
-        ("warning", entry.warning, entry.warning_clear),
-        ("critical", entry.critical, entry.critical_clear),
+        ("warning", rule.warning, rule.warning_clear),
+        ("critical", rule.critical, rule.critical_clear),
     )
     for name, enter, leave in levels:
         if enter is None and leave is not None:
@@ -74,12 +62,8 @@ def _checked(entry: _Entry, where: str) -> Rule:
             raise ConfigError(
                 f"{where}.{name}_clear: {leave:g} lies {side} {name} = {enter:g}, so the state could never last"
             )
-    if (
-        entry.warning is not None
-        and entry.critical is not None
-        and entry.warning * sign > entry.critical * sign
-    ):
-        raise ConfigError(f"{where}.warning: {entry.warning:g} is worse than critical = {entry.critical:g}")
-    if entry.occurrences < 1:
-        raise ConfigError(f"{where}.occurrences: {entry.occurrences} is not at least 1")
-    return Rule(**msgspec.structs.asdict(entry))
+    if rule.warning is not None and rule.critical is not None and rule.warning * sign > rule.critical * sign:
+        raise ConfigError(f"{where}.warning: {rule.warning:g} is worse than critical = {rule.critical:g}")
+    if rule.occurrences < 1:
+        raise ConfigError(f"{where}.occurrences: {rule.occurrences} is not at least 1")
+    return rule

@@ -6,7 +6,7 @@ Stop order, on SIGTERM or SIGINT:
 2. Every agent gets Goodbye, with a time of its own to come back.
 3. What was admitted is committed and acked, for at most `drain_timeout`.
 4. The server closes the streams that are left.
-5. The sweeper writes the last heartbeat: from now on nobody listens.
+5. The sweeper writes the last heartbeat, if the database lets it: from now on nobody listens.
 6. The pool is closed.
 """
 
@@ -54,6 +54,8 @@ from fleetpulse.config import ConfigError
 EXIT_UNAVAILABLE = 69  # sysexits.h EX_UNAVAILABLE: a restart may help
 EXIT_SOFTWARE = 70  # sysexits.h EX_SOFTWARE: a defect
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG: a restart does not help
+
+_LAST_HEARTBEAT = 5.0  # seconds that it may take
 
 _RULES_FINGERPRINT = "rules_fingerprint"
 
@@ -119,7 +121,7 @@ class Service:
         await self._stop.wait()
         log.info("stopping", streams=len(self._sessions))
         await self._drain(server)
-        await asyncio.to_thread(sweeper.stop)
+        await asyncio.to_thread(sweeper.stop, _LAST_HEARTBEAT)
         self._store.close()
         log.info("stopped", **self._servicer.counts)
         return EXIT_SOFTWARE if self._crashed else 0
@@ -199,10 +201,10 @@ class Service:
 
     async def _drain(self, server: aio.Server) -> None:
         await self._health_service.enter_graceful_shutdown()
-        await self._sessions.say_goodbye()
         deadline = self._loop.time() + self._config.drain_timeout
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
+                await self._sessions.say_goodbye()  # may wait for agents that do not read
                 await self._sessions.wait_empty()
         if not await self._door.close(max(1.0, deadline - self._loop.time())):
             log.error("stopped before everything was committed; the agents keep it")

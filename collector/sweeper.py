@@ -11,12 +11,17 @@ import structlog
 from collector.core.silence import FleetSilence, Sweep, sweep
 from collector.core.status import Event, EventKind, Silence
 from collector.store import collectors, silence, upkeep
-from collector.store.collectors import HEARTBEAT_GRACE, CollectorRow
-from collector.store.errors import StoreError
+from collector.store.collectors import HEARTBEAT_INTERVAL, CollectorRow
+from collector.store.errors import StoreConflict, StoreError
 from collector.store.statuses import write_events
 from collector.store.store import Store, Transaction
 
 _UPKEEP_INTERVAL = 600.0  # seconds
+
+# Milliseconds between two heartbeats of this collector after which it was not listening. Less than
+# what others grant it: a database that stalls holds up its reports too, and the first look after that
+# must not take the whole fleet for silent.
+_STALL = 2 * HEARTBEAT_INTERVAL
 
 log = structlog.get_logger()
 
@@ -62,16 +67,22 @@ class Sweeper(threading.Thread):
                     self._next_upkeep = time.monotonic() + _UPKEEP_INTERVAL
                     upkeep.delete_old_events(self._store, self._now() - self._event_retention)
                     upkeep.delete_unused_layouts(self._store)
+            except StoreConflict as conflict:
+                log.info("tries again: others write the same rows", error=str(conflict))
             except StoreError as error:
                 self._on_outcome(error)
             else:
                 self._on_outcome(None)
+        self._note_the_end()
 
-    def stop(self) -> None:
-        """End the thread, and write down that this collector has left."""
+    def stop(self, patience: float) -> None:
+        """End the thread, which writes down that this collector has left; wait at most `patience` seconds."""
         self._stopping.set()
+        self.join(patience)
         if self.is_alive():
-            self.join()
+            log.warning("the database does not answer; readers notice the end by missing heartbeats")
+
+    def _note_the_end(self) -> None:
         now = self._now()
         try:
             with self._store.transaction() as tx:
@@ -83,7 +94,7 @@ class Sweeper(threading.Thread):
         """Write the heartbeat. After a gap, listening begins anew."""
         now = self._now()
         since = self._me.listening_since
-        if now - self._me.heartbeat_at > HEARTBEAT_GRACE:
+        if now - self._me.heartbeat_at > _STALL:
             log.warning("was not listening", seconds=(now - self._me.heartbeat_at) / 1000)
             since = now
         row = self._me._replace(heartbeat_at=now, listening_since=since)
@@ -94,6 +105,8 @@ class Sweeper(threading.Thread):
     def sweep(self) -> None:
         """Find the hosts that fell silent, and write one event for each, or one for the fleet."""
         now = self._now()
+        if now - self._me.heartbeat_at > _STALL:
+            return  # the heartbeat took that long, and so do reports: the next one tells
         with self._store.transaction(write=False) as tx:
             fleet = silence.load_fleet_silence(tx)
             suspects = silence.load_suspects(tx, now)

@@ -29,6 +29,10 @@ def missing_parts() -> str:
     return ""
 
 
+class PortTaken(Exception):
+    """Another program listens on the port that was meant for the server."""
+
+
 class MariadbServer:
     """One mariadbd. `arguments` are added to its command line, such as "--max-connections=20".
 
@@ -66,15 +70,29 @@ class MariadbServer:
 
     def start(self) -> None:
         """Start the server, on the same port as before, and wait until it answers."""
-        self.port = self.port or _free_port()
-        with (self.folder / "log").open("ab") as log:
+        if self.port:
+            self._start(self.port)
+            return
+        for _ in range(5):
+            port = _free_port()
+            try:
+                self._start(port)
+            except PortTaken:  # somebody took it between our look and the server's
+                continue
+            self.port = port
+            return
+        raise AssertionError("no port stays free long enough to start a server on it")
+
+    def _start(self, port: int) -> None:
+        log_path = self.folder / "log"
+        with log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 [
                     str(_program("mariadbd")),
                     "--no-defaults",
                     f"--datadir={self.folder / 'd'}",
                     f"--socket={self.socket}",
-                    f"--port={self.port}",
+                    f"--port={port}",
                     f"--pid-file={self.folder / 'pid'}",
                     "--bind-address=127.0.0.1",
                     "--skip-name-resolve",
@@ -91,9 +109,12 @@ class MariadbServer:
         while True:
             try:
                 self.query("SELECT 1")
-            except Exception:  # noqa: BLE001 - any error of the driver: it does not answer yet
+            except Exception:  # noqa: BLE001 - the driver may not be there to name its own error
+                said = log_path.read_text(errors="replace")
+                if not self.is_running and "Address already in use" in said:
+                    raise PortTaken from None
                 if not self.is_running or time.monotonic() > deadline:
-                    raise AssertionError((self.folder / "log").read_text(errors="replace")[-4000:]) from None
+                    raise AssertionError(said[-4000:]) from None
                 time.sleep(0.02)
             else:
                 return

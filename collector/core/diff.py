@@ -92,7 +92,7 @@ def judge_again(
 def compare_records(old: HostRecord | None, new: HostRecord, now: int) -> list[Event]:
     """The events of a Hello: a new host, a reboot, another name, address or agent version."""
     if old is None:
-        return [Event(now, EventKind.ADDED, new=new.hostname)]
+        return [Event(now, EventKind.ADDED)]
     events = []
     if old.boot_id and new.boot_id and old.boot_id != new.boot_id:
         events.append(Event(now, EventKind.REBOOT, old=old.boot_id, new=new.boot_id))

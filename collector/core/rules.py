@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from collector.core.status import CheckStatus
 from fleetpulse.model import CheckKey, CheckResult, Layout, Measurement, State
 
@@ -23,9 +25,8 @@ class Direction(enum.StrEnum):
     BELOW = "below"
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Thresholds for one measurement of the checks that match.
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Thresholds for one measurement of the checks that match, with the keys of a rules file.
 
     `check` and `instance` are shell patterns. A level is entered when the value reaches it
     (`warning`, `critical`), and left only when the value has passed its clear value. None: the

@@ -16,12 +16,14 @@ from collector.core.status import CheckStatus, Event, HostStatus
 from collector.ingest.items import HostGone, Item, Registered, Registration, Rejudgement, Submission
 from collector.store import hosts, statuses
 from collector.store.dialect import LatestRow, SeenRow
+from collector.store.errors import StoreConflict
 from collector.store.statuses import Versioned
 from collector.store.store import Store, Transaction
 from fleetpulse.model import CheckKey, Facts, Layout, Report
 
 _CACHED_HOSTS = 100_000  # per writer; about 4 kB each with a dozen checks
-_CACHED_LAYOUTS = 10_000
+_CACHED_LAYOUTS = 10_000  # their numbers alone
+_PLANNED_SERIES = 1_000_000  # checks and series in all cached plans; up to 300 bytes each
 
 Answer = Registered | int | HostGone | None
 
@@ -56,6 +58,7 @@ class BatchWriter:
         self._now = now
         self._rules: RuleSet | None = None
         self._plans: dict[bytes, Plan] = {}
+        self._planned = 0
         self._layouts: dict[bytes, int] = {}
         self._cache: dict[int, Versioned] = {}
 
@@ -88,6 +91,7 @@ class BatchWriter:
         if current is not self._rules:
             self._rules = current
             self._plans.clear()
+            self._planned = 0
 
     def _register(
         self, tx: Transaction, registrations: Sequence[Registration], writes: _Writes
@@ -98,8 +102,8 @@ class BatchWriter:
         latest = {item.record.host_id: item for item in registrations}
         stored = hosts.find_hosts(tx, list(latest))
         new = [item.record for host_id, item in latest.items() if host_id not in stored]
-        if new:
-            hosts.add_hosts(tx, new, self._now())
+        if new and hosts.add_hosts(tx, new, self._now()) != len(new):
+            raise StoreConflict("another collector added some of the same hosts")
         numbers = {host_id: known.host for host_id, known in stored.items()}
         if new:
             numbers |= {
@@ -197,8 +201,11 @@ class BatchWriter:
         plan = self._plans.get(layout.id)
         if plan is None:
             assert self._rules is not None
-            if len(self._plans) >= _CACHED_LAYOUTS:
+            size = len(layout.checks) + layout.series_count
+            if self._planned + size > _PLANNED_SERIES:
                 self._plans.clear()
+                self._planned = 0
+            self._planned += size
             plan = self._plans[layout.id] = self._rules.plan(layout)
         return plan
 

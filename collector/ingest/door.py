@@ -42,6 +42,7 @@ class Door:
                 number,
                 BatchWriter(store, rules, now),
                 on_outcome,
+                self.gate.leave,
                 batch_reports=batch_reports,
                 linger=linger,
             )
@@ -110,14 +111,12 @@ class Door:
         weight = item.weight
         if not self.gate.try_enter(weight):
             await self.gate.enter(weight)
-        try:
-            if not self._outbox:
-                # What arrives in one turn of the loop wakes each writer once.
-                self._loop.call_soon(self._flush)
-            self._outbox.append((self._writer_of(host_id), item))
-            return await item.done
-        finally:
-            self.gate.leave(weight)
+        if not self._outbox:
+            # What arrives in one turn of the loop wakes each writer once.
+            self._loop.call_soon(self._flush)
+        self._outbox.append((self._writer_of(host_id), item))
+        # The writer counts it off, not this stream: the item stays in the inbox when the stream ends.
+        return await item.done
 
     def _flush(self) -> None:
         outbox, self._outbox = self._outbox, []

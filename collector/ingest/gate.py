@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 
 _CLOSE_AT = 0.80
 _OPEN_BELOW = 0.60
@@ -18,7 +18,7 @@ class Gate:
 
     def __init__(self, limit: int):
         self._limit = limit
-        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._queue: OrderedDict[asyncio.Future[None], int] = OrderedDict()  # anyone may leave it at once
         self._open = asyncio.Event()
         self._open.set()
         self.pending = 0
@@ -44,22 +44,31 @@ class Gate:
         if self.try_enter(weight):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((weight, turn))
+        self._queue[turn] = weight
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if turn.cancelled():
+                self._queue.pop(turn, None)
+                self._admit()  # it may have held up a smaller one
+            else:
                 self.leave(weight)  # it was counted in just before
             raise
 
     def leave(self, weight: int) -> None:
         """Count `weight` reports off: they are committed, or refused."""
         self._count(-weight)
-        while self._queue and self._fits(self._queue[0][0]):
-            waiting, turn = self._queue.popleft()
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._queue:
+            turn, weight = next(iter(self._queue.items()))
             if not turn.done():
-                self._count(waiting)
+                if not self._fits(weight):
+                    return
+                self._count(weight)
                 turn.set_result(None)
+            del self._queue[turn]
 
     def _fits(self, weight: int) -> bool:
         return not self.pending or self.pending + weight <= self._limit

@@ -31,7 +31,9 @@ from fleetpulse.v1 import ingest_pb2 as pb
 from fleetpulse.v1.ingest_pb2_grpc import IngestServiceServicer, add_IngestServiceServicer_to_server
 
 _THROTTLE = 2_000  # milliseconds that agents are asked to pause
-_LAYOUTS_PER_STREAM = 1_000  # a stream that needs more is closed, and starts anew
+# A stream that needs more than one of these is closed, and starts anew.
+_LAYOUTS_PER_STREAM = 1_000
+_SERIES_PER_STREAM = 10 * convert.MAX_SERIES  # and checks; up to 300 bytes each
 
 log = structlog.get_logger()
 
@@ -166,6 +168,11 @@ class IngestServicer(IngestServiceServicer):
             layout = convert.decode_layout(message)
             self._layouts[layout.id] = layout
         session.layouts[layout.id] = layout
+        if (
+            sum(len(known.checks) + known.series_count for known in session.layouts.values())
+            > _SERIES_PER_STREAM
+        ):
+            raise WireError(f"layouts of more than {_SERIES_PER_STREAM} checks and series on one stream")
 
 
 def create_server(servicer: IngestServicer, *, connections: int, message_size: int) -> aio.Server:

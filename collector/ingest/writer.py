@@ -6,12 +6,13 @@ import asyncio
 import random
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
 
 from collector.ingest.batch import Answer, BatchWriter
 from collector.ingest.inbox import Inbox
-from collector.ingest.items import HostGone, Item, Rejudgement
+from collector.ingest.items import HostGone, Item, Registration, Rejudgement, Submission
 from collector.store.errors import (
     SchemaMismatch,
     StoreConflict,
@@ -26,12 +27,15 @@ _CONFLICTS = 20  # repetitions of a batch in conflict before its items are tried
 log = structlog.get_logger()
 
 Outcome = Answer | Exception
+_Answered = tuple[Registration | Submission, Outcome]
 
 
 class Writer(threading.Thread):
     """One writer: its own inbox, its own batches, one connection at a time.
 
     `on_outcome(error)` hears None after each commit, and what is wrong while there is none.
+    `on_answered(weight)` is called in the event loop that waits for the items' answers, whether or not
+    somebody still wants those.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Writer(threading.Thread):
         number: int,
         batches: BatchWriter,
         on_outcome: Callable[[StoreError | None], None],
+        on_answered: Callable[[int], None],
         *,
         batch_reports: int,
         linger: float,
@@ -47,6 +52,7 @@ class Writer(threading.Thread):
         self.inbox = Inbox()
         self._batches = batches
         self._on_outcome = on_outcome
+        self._on_answered = on_answered
         self._batch_reports = batch_reports
         self._linger = linger
         self._abandon = threading.Event()
@@ -54,7 +60,7 @@ class Writer(threading.Thread):
     def run(self) -> None:
         """Until the inbox is closed and empty."""
         while (items := self.inbox.take(self._batch_reports, self._linger)) is not None:
-            _answer(items, self._commit(items))
+            self._answer(items, self._commit(items))
 
     def abandon(self) -> None:
         """Stop repeating a batch that cannot be committed; its reports stay with their agents."""
@@ -92,19 +98,23 @@ class Writer(threading.Thread):
             return [error]
         return [outcome for item in items for outcome in self._commit([item])]
 
+    def _answer(self, items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
+        """Hand the outcomes to whoever waits, with one call into each event loop."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[_Answered]] = {}
+        for item, outcome in zip(items, outcomes, strict=True):
+            if not isinstance(item, Rejudgement):
+                by_loop.setdefault(item.done.get_loop(), []).append((item, outcome))
+        for loop, answered in by_loop.items():
+            loop.call_soon_threadsafe(self._resolve, answered)
 
-def _answer(items: Sequence[Item], outcomes: Sequence[Outcome]) -> None:
-    """Hand the outcomes to whoever waits, with one call into each event loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[object], Outcome]]] = {}
-    for item, outcome in zip(items, outcomes, strict=True):
-        if not isinstance(item, Rejudgement):
-            by_loop.setdefault(item.done.get_loop(), []).append((item.done, outcome))  # type: ignore[arg-type]
-    for loop, answers in by_loop.items():
-        loop.call_soon_threadsafe(_resolve, answers)
+    def _resolve(self, answered: Sequence[_Answered]) -> None:
+        _resolve(answered)
+        self._on_answered(sum(item.weight for item, _ in answered))
 
 
-def _resolve(answers: Sequence[tuple[asyncio.Future[object], Outcome]]) -> None:
-    for done, outcome in answers:
+def _resolve(answered: Sequence[_Answered]) -> None:
+    for item, outcome in answered:
+        done: asyncio.Future[Any] = item.done
         if done.done():  # the stream ended meanwhile
             continue
         if isinstance(outcome, Exception):

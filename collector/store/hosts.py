@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from collector.core.status import HostRecord
+from collector.store.errors import StoreConflict
 from collector.store.store import Row, Transaction
 from fleetpulse.model import Facts
 
@@ -28,26 +29,16 @@ def find_hosts(tx: Transaction, host_ids: Sequence[str]) -> dict[str, StoredHost
     return {row[1]: StoredHost(row[0], _record(row, groups.get(row[0], ()))) for row in rows}
 
 
-def add_hosts(tx: Transaction, records: Sequence[HostRecord], now: int) -> None:
-    """Make the rows of new hosts. Somebody else may be making the same ones: then theirs stay."""
+def add_hosts(tx: Transaction, records: Sequence[HostRecord], now: int) -> int:
+    """Make the rows of new hosts; how many.
+
+    Somebody else may be making the same ones: then theirs stay.
+    """
     ignore = tx.dialect.insert_ignore
-    tx.execute_many(
+    added = tx.execute_many(
         f"{ignore} INTO host (host_id, hostname, machine_id, boot_id, agent_version, address, interval_ms, ttl_ms, "
         "added_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        [
-            (
-                r.host_id,
-                r.hostname,
-                r.machine_id,
-                r.boot_id,
-                r.agent_version,
-                r.address,
-                r.interval,
-                r.ttl,
-                now,
-            )
-            for r in sorted(records, key=lambda record: record.host_id)
-        ],
+        [(r.host_id, *_identity(r), now) for r in sorted(records, key=lambda record: record.host_id)],
     )
     rows = tx.query_in("SELECT id, host_id FROM host WHERE host_id IN (%s)", [r.host_id for r in records])
     numbers = {host_id: host for host, host_id in rows}
@@ -56,6 +47,7 @@ def add_hosts(tx: Transaction, records: Sequence[HostRecord], now: int) -> None:
     tx.execute_many(f"{ignore} INTO host_latest (host) VALUES (%s)", hosts)
     for record in records:
         _write_groups(tx, numbers[record.host_id], record.groups)
+    return added
 
 
 def list_hosts(tx: Transaction) -> list[tuple[int, str, str]]:
@@ -67,23 +59,22 @@ def list_hosts(tx: Transaction) -> list[tuple[int, str, str]]:
 
 
 def update_host(tx: Transaction, host: int, old: HostRecord, new: HostRecord) -> None:
-    """Overwrite a host's identity with what its Hello says now, if it differs."""
+    """Overwrite a host's identity with what its Hello says now, if it differs.
+
+    Raises StoreConflict if it is not stored as `old` any more.
+    """
     if old == new:
         return
-    tx.execute(
-        "UPDATE host SET hostname = %s, machine_id = %s, boot_id = %s, agent_version = %s, address = %s, "
-        "interval_ms = %s, ttl_ms = %s WHERE id = %s",
-        (
-            new.hostname,
-            new.machine_id,
-            new.boot_id,
-            new.agent_version,
-            new.address,
-            new.interval,
-            new.ttl,
-            host,
-        ),
-    )
+    before, after = _identity(old), _identity(new)
+    if before != after:
+        updated = tx.execute(
+            "UPDATE host SET hostname = %s, machine_id = %s, boot_id = %s, agent_version = %s, address = %s, "
+            "interval_ms = %s, ttl_ms = %s WHERE id = %s AND hostname = %s AND machine_id = %s AND boot_id = %s "
+            "AND agent_version = %s AND address = %s AND interval_ms = %s AND ttl_ms = %s",
+            (*after, host, *before),
+        )
+        if updated != 1:
+            raise StoreConflict("another collector wrote the same Hello, or the host was removed")
     if old.groups != new.groups:
         tx.execute("DELETE FROM host_group WHERE host = %s", (host,))
         _write_groups(tx, host, new.groups)
@@ -143,6 +134,18 @@ def _groups(tx: Transaction, hosts: Sequence[int]) -> dict[int, tuple[str, ...]]
     for host, name in tx.query_in("SELECT host, name FROM host_group WHERE host IN (%s)", hosts):
         groups.setdefault(host, []).append(text(name))
     return {host: tuple(sorted(names)) for host, names in groups.items()}
+
+
+def _identity(record: HostRecord) -> tuple[str | int, ...]:
+    return (
+        record.hostname,
+        record.machine_id,
+        record.boot_id,
+        record.agent_version,
+        record.address,
+        record.interval,
+        record.ttl,
+    )
 
 
 def _record(row: Row, groups: tuple[str, ...]) -> HostRecord:

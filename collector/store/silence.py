@@ -45,7 +45,7 @@ def count_expected(tx: Transaction) -> int:
 def mark(tx: Transaction, hosts: Sequence[int], silence: Silence, now: int) -> list[MarkedHost]:
     """Mark hosts as silent that still are, and were not marked so before; those marked.
 
-    Their rows are locked until the commit, so that a report that arrives meanwhile is either seen
+    Who has an event of its own keeps it. Their rows are locked until the commit, so that a report that arrives meanwhile is either seen
     here or sees the mark.
     """
     rows = tx.query_in(
@@ -56,7 +56,7 @@ def mark(tx: Transaction, hosts: Sequence[int], silence: Silence, now: int) -> l
     marked = [
         MarkedHost(host, hostname, received_at)
         for host, hostname, received_at, before, ttl in rows
-        if before != silence and now - received_at > ttl
+        if before not in (silence, Silence.ALONE) and now - received_at > ttl
     ]
     tx.execute_many(
         "UPDATE host_seen SET silence = %s, version = version + 1 WHERE host = %s",
@@ -67,6 +67,10 @@ def mark(tx: Transaction, hosts: Sequence[int], silence: Silence, now: int) -> l
 
 def load_fleet_silence(tx: Transaction, *, lock: bool = False) -> FleetSilence:
     """Whether the fleet counts as silent. `lock` holds the answer until commit."""
+    if lock:  # a row that is not there yet locks nobody out
+        tx.execute(
+            f"{tx.dialect.insert_ignore} INTO setting (name, content) VALUES (%s, %s)", (_FLEET_SILENCE, "{}")
+        )
     stored = load_setting(tx, _FLEET_SILENCE, lock=lock)
     return FleetSilence(**json.loads(stored)) if stored else FleetSilence()
 

@@ -27,10 +27,12 @@ class Transaction:
         self.cursor.execute(self.dialect.sql(statement), parameters)
         return int(self.cursor.rowcount)
 
-    def execute_many(self, statement: str, rows: Sequence[Sequence[object]]) -> None:
-        """Run a statement once per row."""
-        if rows:
-            self.cursor.executemany(self.dialect.sql(statement), rows)
+    def execute_many(self, statement: str, rows: Sequence[Sequence[object]]) -> int:
+        """Run a statement once per row; how many rows that affected."""
+        if not rows:
+            return 0
+        self.cursor.executemany(self.dialect.sql(statement), rows)
+        return int(self.cursor.rowcount)
 
     def query(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
         """Every row of a query."""

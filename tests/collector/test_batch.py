@@ -1,0 +1,154 @@
+"""Batches on a real database: large ones, and two collectors with the same hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from collector.core.rules import RuleSet
+from collector.core.status import HostRecord
+from collector.ingest.batch import BatchWriter
+from collector.ingest.items import Item, Registered, Registration, Submission
+from collector.store.errors import StoreConflict
+from collector.store.schema import upgrade
+from collector.store.store import Store, Transaction, open_store
+from fleetpulse.model import CheckKey, CheckLayout, CheckResult, Layout, Measurement, Report, State
+from tests.collector.fleet import record
+from tests.mariadb_server import MariadbServer
+
+NO_RULES = RuleSet(())
+
+
+class PausingStore:
+    """A store whose transactions wait for `go_on` just before they commit or write anything new."""
+
+    def __init__(self, store: Store, pause: Callable[[], None]):
+        self._store = store
+        self._pause = pause
+
+    @contextmanager
+    def transaction(self, *, write: bool = True) -> Iterator[Transaction]:
+        with self._store.transaction(write=write) as tx:
+            yield _PausingTransaction(tx, self._pause)  # type: ignore[misc]
+
+
+class _PausingTransaction(Transaction):
+    """Pauses after its first query: what was read is then older than what is written."""
+
+    def __init__(self, tx: Transaction, pause: Callable[[], None]):
+        super().__init__(tx.dialect, tx.cursor)
+        self._pause: Callable[[], None] | None = pause
+
+    def query_in(self, statement, values, *, chunk=500):  # type: ignore[no-untyped-def]
+        rows = super().query_in(statement, values, chunk=chunk)
+        pause, self._pause = self._pause, None
+        if pause is not None:
+            pause()
+        return rows
+
+
+@pytest.fixture
+def mariadb_store(mariadb: MariadbServer) -> Iterator[Store]:
+    store = open_store(mariadb.fresh_database(), pool_size=4)
+    upgrade(store, lambda: 1)
+    yield store
+    store.close()
+
+
+def registration(identity: HostRecord) -> Registration:
+    return Registration(identity, 1, 1_000, _nobody_waits())
+
+
+def submission(host: Registered, identity: HostRecord, *reports: Report, facts=None) -> Submission:
+    return Submission(host.host, identity.hostname, 1, reports, facts, 1_000, _nobody_waits())
+
+
+def _nobody_waits() -> asyncio.Future:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    return loop.create_future()
+
+
+def writer(store: object) -> BatchWriter:
+    return BatchWriter(store, lambda: NO_RULES, lambda: 1_000)  # type: ignore[arg-type]
+
+
+def count_events(store: Store) -> dict[str, int]:
+    with store.transaction(write=False) as tx:
+        return Counter(kind for (kind,) in tx.query("SELECT kind FROM event"))
+
+
+def test_a_batch_of_large_reports_fits_into_the_servers_packets(mariadb_store: Store) -> None:
+    """More than max_allowed_packet in one statement cuts the connection: an outage without end."""
+    batches = writer(mariadb_store)
+    wide = Layout((CheckLayout(CheckKey("c"), tuple(Measurement(f"m{n}", "1") for n in range(20_000))),))
+    fleet = [record(f"h{n}") for n in range(60)]
+    hosts = batches.apply([registration(identity) for identity in fleet])
+    report = Report(1, 1, wide, (0.5,) * 20_000)
+    answers = batches.apply([submission(h, i, report) for h, i in zip(hosts, fleet, strict=True)])  # type: ignore[arg-type]
+    assert answers == [1] * len(fleet)
+
+
+def test_a_batch_of_many_events_fits_into_the_servers_packets(mariadb_store: Store) -> None:
+    batches = writer(mariadb_store)
+    talkative = Layout(tuple(CheckLayout(CheckKey(f"c{n}"), ()) for n in range(50)))
+    reports = [
+        Report(
+            seq,
+            1,
+            talkative,
+            (),
+            tuple(CheckResult(n, State(seq % 2 + 1), "\x01" * 4096) for n in range(50)),
+        )
+        for seq in range(1, 61)
+    ]
+    identity = record()
+    [host] = batches.apply([registration(identity)])
+    assert batches.apply([submission(host, identity, *reports)]) == [60]  # type: ignore[arg-type]
+    assert count_events(mariadb_store)["state"] == 50 * 60
+
+
+def at_the_same_time(store: Store, items: Callable[[], Sequence[Item]]) -> None:
+    """Two collectors apply the same; the second reads before the first writes, and repeats on conflict."""
+    has_read, has_committed = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        has_read.set()
+        assert has_committed.wait(20)
+
+    def late() -> None:
+        batches = writer(PausingStore(store, pause))
+        for _ in range(3):
+            try:
+                batches.apply(items())
+            except StoreConflict:
+                continue
+            return
+
+    second = threading.Thread(target=late)
+    second.start()
+    assert has_read.wait(20)
+    writer(store).apply(items())
+    has_committed.set()
+    second.join(20)
+    assert not second.is_alive()
+
+
+def test_a_host_that_two_collectors_meet_at_once_is_added_once(mariadb_store: Store) -> None:
+    fleet = [record("a"), record("b")]
+    at_the_same_time(mariadb_store, lambda: [registration(identity) for identity in fleet])
+    assert count_events(mariadb_store) == {"added": 2}
+
+
+def test_a_reboot_that_two_collectors_hear_of_at_once_is_told_once(mariadb_store: Store) -> None:
+    before = record()
+    writer(mariadb_store).apply([registration(before)])
+    after = dataclasses.replace(before, boot_id="another", groups=("lab",))
+    at_the_same_time(mariadb_store, lambda: [registration(after)])
+    assert count_events(mariadb_store) == {"added": 1, "reboot": 1}

@@ -1,0 +1,165 @@
+"""The sweeper on a real database: beside another collector, and beside a database that stalls."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from collector.core.silence import FleetSilence
+from collector.core.status import Silence
+from collector.store import silence
+from collector.store.collectors import CollectorRow, load_collectors
+from collector.store.dialect import SeenRow
+from collector.store.errors import StoreConflict, StoreError
+from collector.store.schema import upgrade
+from collector.store.statuses import write_seen
+from collector.store.store import Store, Transaction, open_store
+from collector.sweeper import Sweeper
+from tests.collector.fleet import MINUTE, Fleet
+from tests.mariadb_server import MariadbServer
+from tests.processes import wait_until
+
+
+class HookedStore:
+    """Runs `before` before every transaction."""
+
+    def __init__(self, store: Store, before: Callable[[], None]):
+        self._store = store
+        self._before = before
+
+    @contextmanager
+    def transaction(self, *, write: bool = True) -> Iterator[Transaction]:
+        self._before()
+        with self._store.transaction(write=write) as tx:
+            yield tx
+
+
+def sweeper(
+    store: object,
+    now: Callable[[], int],
+    on_outcome: Callable[[StoreError | None], None] = lambda error: None,
+    *,
+    interval: float = 0.02,
+) -> Sweeper:
+    me = CollectorRow("c1", "127.0.0.1:1", "0.1.0", 8, now() - 3_600_000, now(), None)
+    return Sweeper(
+        store,  # type: ignore[arg-type]
+        me,
+        now,
+        on_outcome,
+        interval=interval,
+        fleet_share=0.5,
+        fleet_minimum=3,
+        event_retention=365 * 86_400_000,
+    )
+
+
+def kinds(store: Store) -> list[str]:
+    with store.transaction(write=False) as tx:
+        return sorted(kind for (kind,) in tx.query("SELECT kind FROM event"))
+
+
+def test_a_stalled_database_makes_no_fleet_silent(store: Store) -> None:
+    """It held up the heartbeat, and so the reports: they follow, and are older than a time-to-live."""
+    fleet = Fleet(store)
+    hosts = [fleet.add(f"h{number}", interval=2_000, ttl=6_000) for number in range(4)]
+    now = fleet.now
+    stalls = [5_000]
+
+    def stall() -> None:
+        nonlocal now
+        now += stalls.pop() if stalls else 0
+
+    swept = sweeper(HookedStore(store, stall), lambda: now)
+    now += 2_500
+    for _ in range(3):
+        swept.beat()
+        swept.sweep()
+        now += 500
+    assert kinds(store) == []
+    # Those that stay away are found a time-to-live later.
+    now += 6_000
+    with store.transaction() as tx:
+        write_seen(tx, [SeenRow(hosts[0][0], 1, 7, 99, now, now, 0)])
+    for _ in range(20):
+        swept.beat()
+        swept.sweep()
+        now += 500
+    assert "fleet-silent" in kinds(store)
+
+
+def test_who_fell_silent_alone_is_not_marked_with_the_fleet_too(store: Store) -> None:
+    """Another collector may have announced it since the look; its return would not be told."""
+    fleet = Fleet(store)
+    host, _ = fleet.add("h", ago=2 * MINUTE, silence=Silence.ALONE)
+    with store.transaction() as tx:
+        assert silence.mark(tx, [host], Silence.FLEET, fleet.now) == []
+
+
+def test_two_collectors_do_not_announce_the_first_fleet_silence_twice(mariadb: MariadbServer) -> None:
+    """There is no row yet that the first of them could have locked."""
+    store = open_store(mariadb.fresh_database(), pool_size=4)
+    upgrade(store, lambda: 1)
+    seen: list[FleetSilence] = []
+
+    def second() -> None:
+        with store.transaction() as tx:
+            seen.append(silence.load_fleet_silence(tx, lock=True))
+
+    def is_waiting() -> bool:
+        trx = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+        return bool(seen) or mariadb.query(trx) != [(0,)]
+
+    late = threading.Thread(target=second)
+    with store.transaction() as tx:
+        assert silence.load_fleet_silence(tx, lock=True) == FleetSilence()
+        late.start()
+        wait_until(is_waiting)
+        silence.save_fleet_silence(tx, FleetSilence(since=17))
+    late.join(20)
+    store.close()
+    assert seen == [FleetSilence(since=17)]
+
+
+def test_a_conflict_is_no_outage(store: Store) -> None:
+    """Two that write the same rows try again; the database is there."""
+    outcomes: list[StoreError | None] = []
+    conflicts = [StoreConflict("deadlock")] * 3
+
+    def conflict() -> None:
+        if conflicts:
+            raise conflicts.pop()
+
+    swept = sweeper(HookedStore(store, conflict), lambda: time.time_ns() // 1_000_000, outcomes.append)
+    swept.start()
+    wait_until(lambda: outcomes)
+    swept.stop(20)
+    assert outcomes[0] is None
+    assert not swept.is_alive()
+
+
+def test_the_end_is_noted(store: Store) -> None:
+    swept = sweeper(store, lambda: 1_000)
+    swept.start()
+    swept.stop(20)
+    with store.transaction(write=False) as tx:
+        assert [row.stopped_at for row in load_collectors(tx)] == [1_000]
+
+
+def test_stopping_does_not_wait_for_a_database_that_does_not_answer(store: Store) -> None:
+    hangs, answers = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        hangs.set()
+        answers.wait(30)
+
+    swept = sweeper(HookedStore(store, hang), lambda: 1_000)
+    swept.start()
+    assert hangs.wait(20)
+    swept.stop(0.05)
+    assert swept.is_alive()
+    answers.set()
+    swept.join(20)
+    assert not swept.is_alive()
