@@ -94,39 +94,16 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Loaded:
         other_names=frozenset({CONFIG_VARIABLE, PASSWORD_VARIABLE}),
         other_prefixes=("FLEETPULSE_AGENT_",),
     )
-    _check(loaded)
+    problem = _problem(loaded)
+    if problem is not None:
+        raise config.refuse(*problem, path, environ, PREFIX)
     if not loaded.name:
         loaded = msgspec.structs.replace(loaded, name=f"{socket.gethostname()}/{loaded.listen}")
     return Loaded(loaded, path, _password(loaded, environ))
 
 
-def parse_listen(listen: str) -> str:
-    """The address in the form that grpc binds. Raises ConfigError.
-
-    Plaintext stays on this machine: any address but loopback, or a unix socket, is refused.
-    """
-    if listen.startswith("unix:"):
-        return listen
-    host, separator, port = listen.rpartition(":")
-    if not separator or not port.isdigit() or not 0 <= int(port) <= 65535:
-        raise ConfigError(f"listen: expected HOST:PORT or unix:/path, got {listen!r}")
-    bare = host.strip("[]")
-    try:
-        loopback = bare == "localhost" or ipaddress.ip_address(bare).is_loopback
-    except ValueError:
-        raise ConfigError(
-            f"listen: {host!r} is neither an IP address nor localhost; name the address to listen on"
-        ) from None
-    if not loopback:
-        raise ConfigError(
-            f"listen: {listen} is reachable from other machines, and plaintext is allowed only on loopback; "
-            "listen on 127.0.0.1, [::1] or unix:/path"
-        )
-    return listen
-
-
-def _check(loaded: Config) -> None:
-    parse_listen(loaded.listen)
+def _problem(loaded: Config) -> tuple[str, str] | None:
+    """The first key whose value makes no sense, and why."""
     at_least = {
         "pool_size": (loaded.pool_size, 3),
         "writers": (loaded.writers, 1),
@@ -143,22 +120,45 @@ def _check(loaded: Config) -> None:
     }
     for key, (value, least) in at_least.items():
         if value < least:
-            raise ConfigError(f"{key}: {value:g} is too small; at least {least:g}")
+            return key, f"{value:g} is too small; at least {least:g}"
     if loaded.writers > loaded.pool_size - 2:
-        raise ConfigError(
-            f"writers: {loaded.writers} do not fit into pool_size {loaded.pool_size}; two connections are for readers"
+        return (
+            "writers",
+            f"{loaded.writers} do not fit into pool_size {loaded.pool_size}; two connections are for readers",
         )
-    if loaded.silence.sweep_interval.milliseconds * 2 > ANNOUNCED_WITHIN:
-        raise ConfigError(
-            f"silence.sweep_interval: {loaded.silence.sweep_interval:g} s is too long; at most "
-            f"{ANNOUNCED_WITHIN / 2000:g} s"
+    longest = ANNOUNCED_WITHIN / 2000
+    if loaded.silence.sweep_interval > longest:
+        return (
+            "silence.sweep_interval",
+            f"{loaded.silence.sweep_interval:g} s is too long; at most {longest:g} s",
         )
     if not 0 < loaded.silence.fleet_share <= 1:
-        raise ConfigError(f"silence.fleet_share: {loaded.silence.fleet_share:g} is no share between 0 and 1")
+        return "silence.fleet_share", f"{loaded.silence.fleet_share:g} is no share between 0 and 1"
     if loaded.log.level not in ("debug", "info", "warning", "error"):
-        raise ConfigError(f"log.level: expected debug, info, warning or error, got {loaded.log.level!r}")
+        return "log.level", f"expected debug, info, warning or error, got {loaded.log.level!r}"
     if loaded.log.format not in ("auto", "console", "json"):
-        raise ConfigError(f"log.format: expected auto, console or json, got {loaded.log.format!r}")
+        return "log.format", f"expected auto, console or json, got {loaded.log.format!r}"
+    wrong_address = _listen_problem(loaded.listen)
+    return ("listen", wrong_address) if wrong_address else None
+
+
+def _listen_problem(listen: str) -> str | None:
+    """What is wrong with an address to listen on. Plaintext must not leave this machine."""
+    if listen.startswith("unix:"):
+        return None
+    host, separator, port = listen.rpartition(":")
+    if not separator or not port.isdigit() or not 0 <= int(port) <= 65535:
+        return f"expected HOST:PORT or unix:/path, got {listen!r}"
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return f"{host!r} is neither an IP address nor localhost; name the address to listen on"
+    if loopback:
+        return None
+    return (
+        f"{listen} is reachable from other machines, and plaintext is allowed only on loopback; "
+        "listen on 127.0.0.1, [::1] or unix:/path"
+    )
 
 
 def _password(loaded: Config, environ: Mapping[str, str]) -> str:

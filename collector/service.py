@@ -47,6 +47,7 @@ from collector.store import collectors, hosts, schema
 from collector.store.collectors import HEARTBEAT_GRACE, CollectorRow
 from collector.store.errors import SchemaMismatch, StoreError, StoreMisconfigured
 from collector.store.store import Store, open_store
+from collector.store.url import parse_url
 from collector.sweeper import Sweeper
 from fleetpulse import __version__
 from fleetpulse.config import ConfigError
@@ -137,7 +138,7 @@ class Service:
         self._loop.run_in_executor(None, self._judge_stored_values)
 
     def _bind(self, server: aio.Server) -> str:
-        listen = configuration.parse_listen(self._config.listen)
+        listen = self._config.listen
         try:
             port = server.add_insecure_port(listen)
         except RuntimeError:
@@ -290,6 +291,7 @@ def main(path: Path | None, *, check_config: bool) -> None:
         logs.configure(loaded.config.log.level, loaded.config.log.format)
         if check_config:
             load_rules(loaded.config.rules)
+            parse_url(loaded.config.database)
             click.echo(f"{loaded.path or 'built-in defaults'}: OK")
             return
         status = _start(loaded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -152,3 +153,19 @@ def test_a_reboot_that_two_collectors_hear_of_at_once_is_told_once(mariadb_store
     after = dataclasses.replace(before, boot_id="another", groups=("lab",))
     at_the_same_time(mariadb_store, lambda: [registration(after)])
     assert count_events(mariadb_store) == {"added": 1, "reboot": 1}
+
+
+def test_ever_new_layouts_are_forgotten_again(store: Store) -> None:
+    """One host that changes its wide layout with every report must not fill the memory."""
+    batches = writer(store)
+    identity = record()
+    [host] = batches.apply([registration(identity)])
+    seen = []
+    for seq in range(1, 71):
+        wide = Layout(
+            (CheckLayout(CheckKey(f"c{seq}"), tuple(Measurement(f"m{n}", "1") for n in range(20_000))),)
+        )
+        seen.append(weakref.ref(wide))
+        batches.apply([submission(host, identity, Report(seq, 1, wide, (0.5,) * 20_000))])  # type: ignore[arg-type]
+    del wide
+    assert sum(layout() is not None for layout in seen) <= 50

@@ -71,6 +71,19 @@ def test_a_broken_constraint_is_a_conflict(store: Store) -> None:
     use(store)
 
 
+def test_deleting_what_somebody_has_just_referred_to_is_a_conflict(store: Store) -> None:
+    with store.transaction() as tx:
+        tx.execute("INSERT INTO layout (id, hash, content) VALUES (1, %s, %s)", (b"0123456789abcdef", b"[]"))
+        tx.execute(
+            "INSERT INTO host (id, host_id, hostname, machine_id, boot_id, agent_version, address, interval_ms, "
+            "ttl_ms, added_at) VALUES (1, 'a', '', '', '', '', '', 1, 1, 1)"
+        )
+        tx.execute("INSERT INTO host_latest (host, layout) VALUES (1, 1)")
+    with pytest.raises(StoreConflict), store.transaction() as tx:
+        tx.execute("DELETE FROM layout WHERE id = 1")
+    use(store)
+
+
 def test_no_driver_error_is_left_behind_its_map(store: Store) -> None:
     """Whatever the driver raises, with or without a number, leaves as one of ours."""
     dialect = store.dialect

@@ -134,6 +134,17 @@ def test_sigterm_drains_says_goodbye_and_ends_with_0(site: Site):
     wait_until(lambda: site.cli("stale").returncode == 0, what="the agent's return")
 
 
+def test_sigterm_ends_in_time_while_the_database_says_nothing(mariadb_site: Site, mariadb):
+    collector = mariadb_site.collector(drain_timeout="1s")
+    mariadb_site.agent()
+    wait_until(lambda: has_reported(mariadb_site), what="a report")
+    os.kill(mariadb.pid, signal.SIGSTOP)
+    try:
+        assert collector.stop(seconds=20) == 0
+    finally:
+        os.kill(mariadb.pid, signal.SIGCONT)
+
+
 def test_an_agent_that_died_while_the_collector_was_down_is_found(site: Site):
     collector = site.collector()
     agent = site.agent(interval="500ms")
