@@ -23,7 +23,7 @@ from collector.core.status import HostRecord
 from collector.ingest.door import Door
 from collector.ingest.items import HostGone
 from collector.ingest.sessions import Session, Sessions
-from collector.store.errors import StoreError
+from collector.store.errors import StoreError, StoreRefused
 from fleetpulse import convert
 from fleetpulse.convert import WireError
 from fleetpulse.model import Hello, Layout
@@ -75,12 +75,21 @@ class IngestServicer(IngestServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except HostGone:
             await context.abort(grpc.StatusCode.ABORTED, "this host was removed; say Hello again")
+        except StoreRefused as error:
+            self.counts["refused"] += 1
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"cannot be stored: {error}")
         except StoreError:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the collector cannot reach its database")
         except asyncio.CancelledError:
             if session is None or not session.was_replaced:
                 raise
             await context.abort(grpc.StatusCode.ABORTED, "replaced by a newer stream of the same host")
+        except aio.BaseError:  # our own abort, or the peer is gone
+            raise
+        except Exception:
+            # A defect of ours. The agent keeps its reports, and tries again later.
+            log.exception("a stream ended by a defect", host=_name(session), peer=_address(context))
+            await context.abort(grpc.StatusCode.INTERNAL, "a defect in the collector; its log says more")
         finally:
             if session is not None:
                 self._sessions.leave(session)

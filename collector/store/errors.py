@@ -19,6 +19,10 @@ class StoreReadOnly(StoreUnavailable):
     """The database answers but takes no writes: read-only or full."""
 
 
+class StoreRefused(StoreError):
+    """The database refuses the data itself: trying the same again does not help."""
+
+
 class SchemaMismatch(StoreError):
     """The database holds another schema version than this program needs."""
 

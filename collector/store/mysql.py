@@ -22,6 +22,7 @@ from collector.store.errors import (
     StoreError,
     StoreMisconfigured,
     StoreReadOnly,
+    StoreRefused,
     StoreUnavailable,
 )
 from collector.store.url import MysqlUrl
@@ -155,6 +156,8 @@ class MysqlDialect(Dialect):
         text = f"database: {error.args[1] if len(error.args) > 1 else error} (error {code})"
         if isinstance(error, MySQLdb.InterfaceError) or code in _UNAVAILABLE:
             return StoreUnavailable(text)
+        if isinstance(error, MySQLdb.DataError):  # too long, out of range, not in the character set
+            return StoreRefused(text)
         if code in _CONFLICT:
             return StoreConflict(text)
         if code in _READ_ONLY:

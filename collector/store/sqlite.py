@@ -15,17 +15,22 @@ from collector.store.errors import (
     StoreError,
     StoreMisconfigured,
     StoreReadOnly,
+    StoreRefused,
     StoreUnavailable,
 )
 from collector.store.url import SqliteUrl
 
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another writer
 
+_WRONG_TYPE = 3091  # SQLITE_CONSTRAINT_DATATYPE, which Python has no name for
+
 # https://www.sqlite.org/rescode.html, primary codes
 _ERRORS: dict[int, type[StoreError]] = {
     sqlite3.SQLITE_BUSY: StoreConflict,
     sqlite3.SQLITE_LOCKED: StoreConflict,
     sqlite3.SQLITE_CONSTRAINT: StoreConflict,
+    sqlite3.SQLITE_TOOBIG: StoreRefused,
+    sqlite3.SQLITE_MISMATCH: StoreRefused,
     sqlite3.SQLITE_READONLY: StoreReadOnly,
     sqlite3.SQLITE_FULL: StoreReadOnly,
     sqlite3.SQLITE_IOERR: StoreUnavailable,
@@ -46,8 +51,8 @@ def _upsert_rows(table: str, columns: Sequence[str], keys: Sequence[str]) -> str
 
 
 _UPDATE_SEEN = (
-    "UPDATE host_seen SET version = version + 1, epoch = ?3, seq = ?4, received_at = ?5, measured_at = ?6, "
-    "silence = ?7 WHERE host = ?1 AND version = ?2"
+    "UPDATE host_seen SET version = version + 1, epoch = ?, seq = ?, received_at = ?, measured_at = ?, "
+    "silence = ? WHERE host = ? AND version = ?"
 )
 _UPDATE_LATEST = _upsert_rows("host_latest", LatestRow._fields, ["host"])
 _UPSERT_CHECKS = _upsert_rows("check_state", CheckRow._fields, ["host", "name", "instance"])
@@ -109,6 +114,8 @@ class SqliteDialect(Dialect):
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if "no such table" in str(error) or "no such column" in str(error):
             return SchemaMismatch(f"{text}; run: collector-cli db upgrade")
+        if getattr(error, "sqlite_errorcode", 0) == _WRONG_TYPE:
+            return StoreRefused(text)
         return _ERRORS.get(code, StoreError)(text)
 
     @functools.cache  # noqa: B019 - one dialect lives as long as the process
@@ -116,7 +123,7 @@ class SqliteDialect(Dialect):
         return statement.replace("%s", "?")
 
     def update_seen(self, cursor: Any, rows: Sequence[SeenRow]) -> int:
-        cursor.executemany(_UPDATE_SEEN, rows)
+        cursor.executemany(_UPDATE_SEEN, [(*row[2:], row.host, row.version) for row in rows])
         updated: int = cursor.rowcount
         return updated
 

@@ -18,6 +18,7 @@ from collector.store.errors import (
     StoreError,
     StoreMisconfigured,
     StoreReadOnly,
+    StoreRefused,
     StoreUnavailable,
 )
 from collector.store.schema import upgrade
@@ -69,6 +70,24 @@ def test_a_broken_constraint_is_a_conflict(store: Store) -> None:
     with pytest.raises(StoreConflict), store.transaction() as tx:
         tx.execute("INSERT INTO host_seen (host) VALUES (424242)")
     use(store)
+
+
+def test_data_that_fits_no_column_is_refused_with_its_whole_transaction(store: Store) -> None:
+    number = "many" if store.dialect.name == "sqlite" else 2**40
+    with pytest.raises(StoreRefused):
+        _write_a_setting_and_a_pool_size(store, number)
+    with store.transaction() as tx:
+        assert tx.query("SELECT COUNT(*) FROM setting") == [(0,)]
+
+
+def _write_a_setting_and_a_pool_size(store: Store, pool_size: object) -> None:
+    with store.transaction() as tx:
+        tx.execute("INSERT INTO setting (name, content) VALUES ('a', 'b')")
+        tx.execute(
+            "INSERT INTO collector (name, address, version, pool_size, listening_since, heartbeat_at, database_at) "
+            "VALUES ('c', 'a', 'v', %s, 0, 0, 0)",
+            (pool_size,),
+        )
 
 
 def test_deleting_what_somebody_has_just_referred_to_is_a_conflict(store: Store) -> None:

@@ -8,7 +8,17 @@ import uuid
 import grpc
 
 from fleetpulse import convert
-from fleetpulse.model import CheckKey, CheckLayout, Hello, HostId, Layout, Measurement
+from fleetpulse.model import (
+    CheckKey,
+    CheckLayout,
+    CheckResult,
+    Hello,
+    HostId,
+    Layout,
+    Measurement,
+    Report,
+    State,
+)
 from fleetpulse.rpc import CallOverError, open_stream, read_response, write_request
 from tests.processes import Site
 
@@ -23,6 +33,39 @@ def test_a_stream_of_ever_new_layouts_is_ended_before_it_fills_the_memory(sqlite
     code, details = asyncio.run(_announce_layouts(sqlite_site.address, 12))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "200000 checks and series" in details
+
+
+def test_a_report_that_the_database_refuses_is_refused_and_harms_nobody(mariadb_site: Site, mariadb) -> None:
+    """As if its bounds and ours differed: the agent hears why, and the others' batch goes through."""
+    collector = mariadb_site.collector()
+    mariadb_site.agent(interval="200ms")
+    database = mariadb_site.database_url.partition("?")[0].rpartition("/")[2]
+    mariadb.query("ALTER TABLE check_state MODIFY message VARCHAR(8) NOT NULL", database=database)
+    code, details = asyncio.run(_report_failure(mariadb_site.address, "far longer than that"))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "cannot be stored" in details
+    assert asyncio.run(_report_failure(mariadb_site.address, "short"))[0] is grpc.StatusCode.OK
+    (agent,) = [host for host in mariadb_site.json("hosts")["hosts"] if host["hostname"] == "agent"]
+    assert agent["presence"] == "fresh"
+    assert collector.is_running
+
+
+async def _report_failure(address: str, message: str) -> tuple[grpc.StatusCode, str]:
+    hello = Hello(HostId(str(uuid.uuid4())), "h", "m", "b", 1, "1", 60_000, 180_000)
+    layout = Layout((CheckLayout(CheckKey("plugin"), ()),))
+    report = Report(1, 0, layout, (), (CheckResult(0, State.WARNING, message),))
+    async with asyncio.timeout(30), grpc.aio.insecure_channel(address) as channel:
+        call = open_stream(channel)
+        await write_request(call, convert.encode_hello(hello))
+        await write_request(call, convert.encode_layout(layout))
+        await write_request(call, convert.encode_batch([convert.encode_report(report)]))
+        try:
+            while (answer := await read_response(call)) is not None:
+                if isinstance(convert.decode_response(answer), convert.Ack):
+                    return grpc.StatusCode.OK, ""
+        except grpc.aio.AioRpcError as error:
+            return error.code(), error.details() or ""
+    return grpc.StatusCode.UNKNOWN, "ended without an ack"
 
 
 async def _announce_layouts(address: str, layouts: int) -> tuple[grpc.StatusCode, str]:
