@@ -20,7 +20,7 @@ from fleetpulse.model import (
     State,
 )
 from fleetpulse.rpc import CallOverError, open_stream, read_response, write_request
-from tests.processes import Site
+from tests.processes import Site, wait_until
 
 
 def wide_layout(number: int) -> Layout:
@@ -45,8 +45,12 @@ def test_a_report_that_the_database_refuses_is_refused_and_harms_nobody(mariadb_
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert "cannot be stored" in details
     assert asyncio.run(_report_failure(mariadb_site.address, "short"))[0] is grpc.StatusCode.OK
-    (agent,) = [host for host in mariadb_site.json("hosts")["hosts"] if host["hostname"] == "agent"]
-    assert agent["presence"] == "fresh"
+    wait_until(
+        lambda: (
+            {"agent": "fresh"}.items()
+            <= {host["hostname"]: host["presence"] for host in mariadb_site.json("hosts")["hosts"]}.items()
+        )
+    )
     assert collector.is_running
 
 
