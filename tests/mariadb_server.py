@@ -95,6 +95,7 @@ class MariadbServer:
                     f"--port={port}",
                     f"--pid-file={self.folder / 'pid'}",
                     "--bind-address=127.0.0.1",
+                    f"--tmpdir={self.folder}",  # a server that starts clears out its own
                     "--skip-name-resolve",
                     "--innodb-flush-log-at-trx-commit=1",
                     "--innodb-buffer-pool-size=64M",
@@ -194,6 +195,7 @@ class MariadbServer:
                 f"--datadir={self.folder / 'd'}",
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
+                f"--tmpdir={self.folder}",
                 "--skip-name-resolve",
                 *_as_root(),
             ],
