@@ -54,5 +54,5 @@ find_python() {
 
 # Debian and Ubuntu ship the interpreter without what `python3 -m venv` needs.
 has_venv() {
-    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null
+    "$PYTHON" -c 'import venv; from ensurepip import version' 2>/dev/null
 }
