@@ -222,3 +222,26 @@ def stored_marks(site, mariadb):
         "SELECT h.host_id, s.seq FROM host h JOIN host_seen s ON s.host = h.id", database=database
     )
     return dict(rows)
+
+
+def test_a_fleet_behind_a_cut_network_is_one_event(sqlite_site: Site):
+    site = sqlite_site
+    site.collector()
+    fleet = site.fleet(30, "--interval", "500ms")
+    wait_until(lambda: fresh_hosts(site) == 30, what="all hosts")
+    fleet.kill()
+    wait_until(lambda: len(site.json("stale")["hosts"]) == 30, what="all hosts to be stale")
+    site.fleet(30, "--interval", "500ms")
+    wait_until(lambda: "fleet-back" in event_kinds(site), what="the fleet's return")
+    wait_until(lambda: fresh_hosts(site) == 30, what="all hosts again")
+    kinds = event_kinds(site)
+    assert kinds.count("fleet-silent") == kinds.count("fleet-back") == 1
+    assert {"silent", "back"}.isdisjoint(kinds)
+
+
+def fresh_hosts(site: Site) -> int:
+    return sum(host["presence"] == "fresh" for host in site.json("hosts")["hosts"])
+
+
+def event_kinds(site: Site) -> list[str]:
+    return [event["kind"] for event in site.json("events", "--limit", "10000")["events"]]
