@@ -131,11 +131,15 @@ def _judge_checks(
     changes: Changes,
 ) -> tuple[dict[CheckKey, CheckStatus], bool]:
     own = {result.check: result for result in results}
+    suspects = plan.breached(values) | own.keys()
     unknown_before = CheckStatus(State.OK, now)
     checks: dict[CheckKey, CheckStatus] = {}
     calm = True
     for index, check in enumerate(plan.layout.checks):
         previous = known.get(check.key)
+        if previous is not None and index not in suspects and previous.is_calm:
+            checks[check.key] = previous  # nothing speaks against OK, and nothing else waits
+            continue
         verdict = plan.judge(index, values, own.get(index), previous or unknown_before)
         status = _confirm(previous or unknown_before, verdict, now)
         if status != previous:

@@ -1,5 +1,6 @@
 """The comparison at the heart: what differs is written, what does not is not."""
 
+import dataclasses
 import math
 
 import pytest
@@ -324,12 +325,25 @@ def test_events_and_written_states_tell_the_same_story(steps):
         assert host.status.is_calm == all(status.is_calm for status in written.values())
 
 
-@given(st.lists(st.floats(0, 0.69), min_size=1, max_size=10), st.data())
-def test_the_fast_path_says_what_the_slow_one_would(values, data):
-    """A calm host below every threshold: judging all checks must change nothing."""
-    fast, slow = Host(), Host()
-    for value in values:
-        fast.report(value, 0.1)
-        slow.status = slow.status._replace(is_calm=False)
-        slow.report(value, 0.1)
+class Suspicious(RuleSet):
+    """Rules whose plans alarm at every value, so that no check is passed over."""
+
+    def plan(self, layout):
+        plan = super().plan(layout)
+        always = tuple((series, sign, -math.inf, check) for series, sign, _, check in plan.alarms)
+        return dataclasses.replace(plan, alarms=always)
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1), st.floats(0, 1), st.sampled_from([None, None, *State])),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_what_is_passed_over_would_have_changed_nothing(steps):
+    fast, slow = Host(), Host(Suspicious(RULES.rules))
+    for first, second, own in steps:
+        results = [] if own is None else [CheckResult(1, own, "own")]
+        assert fast.report(first, second, results=results) == slow.report(first, second, results=results)
         assert fast.status == slow.status
