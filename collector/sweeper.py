@@ -64,9 +64,7 @@ class Sweeper(threading.Thread):
                 self.beat()
                 self.sweep()
                 if time.monotonic() >= self._next_upkeep:
-                    self._next_upkeep = time.monotonic() + _UPKEEP_INTERVAL
-                    upkeep.delete_old_events(self._store, self._now() - self._event_retention)
-                    upkeep.delete_unused_layouts(self._store)
+                    self._look_after_size()
             except StoreConflict as conflict:
                 log.info("tries again: others write the same rows", error=str(conflict))
             except StoreError as error:
@@ -74,6 +72,13 @@ class Sweeper(threading.Thread):
             else:
                 self._on_outcome(None)
         self._note_the_end()
+
+    def _look_after_size(self) -> None:
+        # A little at each turn: a backlog of millions must not keep the heartbeat waiting.
+        before = self._now() - self._event_retention
+        deleted = (upkeep.delete_old_events(self._store, before), upkeep.delete_unused_layouts(self._store))
+        if max(deleted) < upkeep.AT_ONCE:
+            self._next_upkeep = time.monotonic() + _UPKEEP_INTERVAL
 
     def stop(self, patience: float) -> None:
         """End the thread, which writes down that this collector has left; wait at most `patience` seconds."""

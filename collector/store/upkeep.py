@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from collector.store.store import Store
 
-_AT_ONCE = 1_000  # rows a transaction: short enough not to hold up the writers
+AT_ONCE = 1_000
+"""Rows that one call deletes at most: short enough not to hold up the writers."""
 
 
 def delete_old_events(store: Store, before: int) -> int:
-    """Delete the events from before that time (milliseconds); how many there were."""
-    deleted = 0
-    while True:
-        with store.transaction() as tx:
-            rows = tx.query("SELECT id FROM event WHERE at < %s ORDER BY at LIMIT %s", (before, _AT_ONCE))
-            tx.execute_many("DELETE FROM event WHERE id = %s", rows)
-        deleted += len(rows)
-        if len(rows) < _AT_ONCE:
-            return deleted
+    """Delete the oldest events from before that time (milliseconds); how many."""
+    with store.transaction() as tx:
+        rows = tx.query("SELECT id FROM event WHERE at < %s ORDER BY at LIMIT %s", (before, AT_ONCE))
+        tx.execute_many("DELETE FROM event WHERE id = %s", rows)
+    return len(rows)
 
 
 def delete_unused_layouts(store: Store) -> int:
-    """Delete layouts that no host's latest report refers to; how many there were.
+    """Delete layouts that no host's latest report refers to; how many.
 
     A writer that is about to refer to one meets a broken foreign key, and repeats its batch.
     """
     with store.transaction() as tx:
         rows = tx.query(
             "SELECT y.id FROM layout y LEFT JOIN host_latest l ON l.layout = y.id WHERE l.host IS NULL LIMIT %s",
-            (_AT_ONCE,),
+            (AT_ONCE,),
         )
         tx.execute_many("DELETE FROM layout WHERE id = %s", rows)
     return len(rows)

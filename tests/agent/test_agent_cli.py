@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -204,6 +206,11 @@ def test_a_state_directory_that_cannot_be_made(tmp_path: Path) -> None:
     assert re.fullmatch(r"fleet-agent: cannot use the state directory .*: Not a directory\n", shown.stderr)
 
 
+def spooled(state: Path) -> int:
+    with contextlib.closing(sqlite3.connect(f"file:{state}/spool.db?mode=ro", uri=True)) as spool:
+        return int(spool.execute("SELECT COUNT(*) FROM report").fetchone()[0])
+
+
 def test_a_running_agent_reports_survives_kill_9_and_stops_promptly(tmp_path: Path) -> None:
     async def test() -> None:
         script = Script()
@@ -227,7 +234,7 @@ def test_a_running_agent_reports_survives_kill_9_and_stops_promptly(tmp_path: Pa
         # The collector is away now; what is measured waits on disk.
         with running(state, log, COLLECTOR=collector, LOG_FORMAT="json") as agent:
             await until(lambda: '"level": "warning"' in log.read_text())
-            await asyncio.sleep(0.5)
+            await until(lambda: spooled(state) >= 3)
             agent.kill()
         async with serving(script, port):
             with running(state, log, COLLECTOR=collector) as agent:
