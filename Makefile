@@ -1,14 +1,16 @@
 # Logic lives in tools/; here are only the names. Any Python from 3.11 on: make PYTHON=python3.12 test
 PYTHON ?= python3
-# How long the demo runs, in seconds; empty is until Ctrl-C.
+# How long the demo runs, or the fuzzer, in seconds; empty is until Ctrl-C.
 SECONDS ?=
+# How long the soak runs, in minutes.
+MINUTES ?= 30
 # One test process per core, a file's tests in the same one.
 PYTEST_ARGS ?= -n auto --dist loadfile
 
 export PYTHON
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test check proto lock bench clean
+.PHONY: help demo test soak check proto lock bench fuzz clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -21,6 +23,11 @@ test: ## install what is missing, check and run all tests
 	@sh tools/packages.sh
 	@$(MAKE) check
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+soak: ## 200 agents and every fault there is, at random; then a ledger is compared (MINUTES=30)
+	@sh tools/packages.sh
+	@sh tools/venv.sh dev
+	@.venv/bin/python -m tests.soak --minutes $(MINUTES) $(SOAK_ARGS)
 
 check: ## format, lint, types, layers, wire definition, stubs, scripts, locks
 	@sh tools/venv.sh dev
@@ -37,6 +44,10 @@ lock: ## lock the dependencies anew (UPGRADE=1: the newest versions)
 bench: ## measure the ingest path beside a bare echo
 	@sh tools/venv.sh dev
 	@.venv/bin/python -m bench.ingest $(BENCH_ARGS)
+
+fuzz: ## feed the decoding of agents' messages with whatever breaks it (SECONDS=60: end by itself)
+	@sh tools/venv.sh dev
+	@.venv/bin/python -m tests.wire.fuzz_reports -timeout=5 $(if $(SECONDS),-max_total_time=$(SECONDS))
 
 clean: ## remove everything that was made here
 	rm -rf .venv node_modules var build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

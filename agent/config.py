@@ -22,6 +22,7 @@ DEFAULT_PATH = Path("/etc/fleetpulse/agent.toml")
 _MIN_SPOOL_SIZE = 64 << 10
 _MIN_SPOOL_AGE = 60.0
 _MIN_ACK_TIMEOUT = 1.0
+_MIN_ACK_DEFAULT = 10.0
 
 
 def default_state_dir() -> Path:
@@ -58,7 +59,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     ttl: Duration = Duration(0)
     """Without a report for so long the host counts as stale; 0 is three intervals."""
     ack_timeout: Duration = Duration(0)
-    """A stream on which a batch is not acked for so long is given up; 0 is two intervals, at least 10 s."""
+    """A stream on which a batch is not acked for so long is given up; 0 is one interval, at least 10 s."""
     state_dir: Path = msgspec.field(default_factory=default_state_dir)
     hostname: str = ""
     """Empty is the machine's own."""
@@ -74,8 +75,13 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     @property
     def ack_deadline(self) -> Duration:
-        """`ack_timeout` with its default worked out."""
-        return self.ack_timeout or Duration(max(2 * self.interval, 10))
+        """`ack_timeout` with its default worked out.
+
+        One interval: the report that follows a break is sent within one, and its ack is waited for
+        one more, so a half-open stream is left after two. A busy database may take seconds, hence the
+        floor.
+        """
+        return self.ack_timeout or Duration(max(self.interval, _MIN_ACK_DEFAULT))
 
 
 class Loaded(NamedTuple):

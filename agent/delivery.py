@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable
 from typing import NoReturn
 
 import grpc
 
+from agent.backlog import Spool
 from agent.backoff import Backoff
-from agent.spool import Spool
 from agent.spool_file import SpoolError
 from agent.stream import (
     Stream,
@@ -30,8 +31,9 @@ from fleetpulse.model import Facts, Hello
 log = logging.getLogger(__name__)
 
 REFUSED_DELAY = 30.0  # seconds at least before a collector that refused is bothered again
+MAX_BACKOFF = 60.0  # seconds between two tries; less for a host with a short time-to-live
 MAX_GOODBYE = 3600.0  # seconds; no Goodbye, however mistaken, keeps the agent away for longer
-_ISOLATING_ATTEMPTS = 3  # the backoff goes no further while bad reports are being sorted out
+_ISOLATING_DELAY = 8.0  # seconds; waits grow no longer while bad reports are being sorted out
 
 
 class Delivery:
@@ -59,12 +61,15 @@ class Delivery:
         self._target = target
         self._hello = hello
         self._timeouts = timeouts or Timeouts()
-        self._backoff = backoff or Backoff()
+        # Back well within a time-to-live after an outage, or who is alive would be called silent.
+        self._backoff = backoff or Backoff(cap=min(MAX_BACKOFF, hello.ttl / 2000))
         self._refused_delay = refused_delay
         self._on_acked = on_acked
         self._draw = draw
         self._stream: Stream | None = None
-        self._attempt = 0  # streams since the last Ack
+        self._failing_since: float | None = (
+            None  # the loop's clock; when a stream ended and no Ack came since
+        )
         self._suspect_seq = 0  # the last report of a batch that was refused; 0: none is suspected
         self._suspect_facts: Facts | None = None
         self._refused_facts: Facts | None = None
@@ -111,7 +116,7 @@ class Delivery:
         if seq <= self.acked_seq:
             return
         self.acked_seq = seq
-        self._attempt = 0
+        self._failing_since = None
         if self._problem:
             self._problem = ""
             log.info("delivering to %s again, %d reports wait", self._target, self.spool.pending())
@@ -132,8 +137,10 @@ class Delivery:
         if isinstance(end, StreamDismissedError):
             # Exactly what the collector asked for, because it spreads its agents over time; unless it
             # says goodbye over and over.
-            floor = self._backoff.delay(self._attempt, self._draw()) if self._attempt else 0.0
-            self._attempt += 1
+            is_first = self._failing_since is None
+            floor = self._next_delay()
+            if is_first:
+                floor = 0.0
             delay = max(floor, min(end.reconnect_after, MAX_GOODBYE))
             level = logging.INFO
         elif isinstance(end, StreamRefusedError):
@@ -160,8 +167,7 @@ class Delivery:
                 self._suspect_seq = 0
         else:
             return self._refused_delay + self._next_delay()
-        self._attempt = min(self._attempt, _ISOLATING_ATTEMPTS)
-        return self._next_delay()
+        return self._next_delay(at_most=_ISOLATING_DELAY)
 
     def _suspects_cleared(self) -> None:
         """Every report of the refused batch went through alone, or was dropped."""
@@ -173,10 +179,12 @@ class Delivery:
                 self.facts = None
             self._suspect_facts = None
 
-    def _next_delay(self) -> float:
-        delay = self._backoff.delay(self._attempt, self._draw())
-        self._attempt += 1
-        return delay
+    def _next_delay(self, at_most: float = math.inf) -> float:
+        """Seconds, by how long no Ack has come."""
+        now = asyncio.get_running_loop().time()
+        if self._failing_since is None:
+            self._failing_since = now
+        return self._backoff.delay(min(now - self._failing_since, at_most), self._draw())
 
     def _report(self, level: int, problem: str, delay: float) -> None:
         if problem == self._problem:

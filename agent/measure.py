@@ -25,11 +25,14 @@ class Measured:
 
 
 class Measurer:
-    """Measures this machine. Its checks keep their previous counters between two calls."""
+    """Measures this machine. Its checks keep their previous counters between two calls.
 
-    def __init__(self, config: ChecksConfig) -> None:
+    `last_layout` is that of the last report before the start, if it is known.
+    """
+
+    def __init__(self, config: ChecksConfig, last_layout: Layout | None = None) -> None:
         self._runner = Runner(create_checks(config))
-        self._builder = ReportBuilder()
+        self._builder = ReportBuilder(last_layout)
 
     def stop(self) -> None:
         """Make a running measure() return at once, and all later ones. Safe in a signal handler.

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
-from agent.spool import Limits, Row, Waiting, random_epoch
+from agent.backlog import Limits, Row, Waiting, random_epoch
 from fleetpulse import convert
 from fleetpulse.model import CheckResult, Layout, Report
 
 
 class MemorySpool:
-    """A bounded queue in memory; its reports die with the process."""
+    """A bounded queue in memory; its reports die with the process. `clock` yields monotonic seconds."""
 
-    def __init__(self, limits: Limits | None = None, epoch: int | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        epoch: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.sent_seq = 0
+        self.last_layout: Layout | None = None
+        """As in DiskSpool."""
         self._limits = limits or Limits()
+        self._clock = clock
         self._epoch = epoch or random_epoch()
         self._last_seq = 0
         self._lost = 0
@@ -45,11 +55,12 @@ class MemorySpool:
                 used = {row.layout_id for row in self._rows}
                 self._layouts = {key: kept for key, kept in self._layouts.items() if key in used}
                 self._layouts[layout.id] = data
-            oldest = measured_at - self._limits.max_age
-            while self._rows and (self._rows[0].measured_at < oldest or self._size > self._limits.max_size):
+            kept_at = int(self._clock() * 1000)
+            oldest = kept_at - self._limits.max_age
+            while self._rows and (self._rows[0].kept_at < oldest or self._size > self._limits.max_size):
                 self._lost += 1 + self._take_oldest().dropped
             self._last_seq += 1
-            row = Row.of(Report(self._last_seq, measured_at, layout, values, results, self._lost))
+            row = Row.of(Report(self._last_seq, measured_at, layout, values, results, self._lost), kept_at)
             self._lost = 0
             self._rows.append(row)
             self._size += len(row.payload)

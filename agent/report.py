@@ -33,11 +33,16 @@ class _Entry(NamedTuple):
 
 
 class ReportBuilder:
-    """Remembers the layout, so that what fails is not taken for gone."""
+    """Remembers the layout, so that what fails is not taken for gone.
 
-    def __init__(self) -> None:
-        self._layout = Layout(())
+    Told the `last_layout` from before a restart, it does so from the first round on.
+    """
+
+    def __init__(self, last_layout: Layout | None = None) -> None:
+        self._layout = last_layout or Layout(())
         self._known: dict[str, dict[str, tuple[Measurement, ...]]] = {}
+        for check in self._layout.checks:
+            self._known.setdefault(check.key.name, {})[check.key.instance] = check.measurements
 
     def build(self, outcomes: Iterable[CheckOutcome]) -> ReportContent:
         """The content of the next report.

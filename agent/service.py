@@ -69,7 +69,8 @@ async def _serve(config: AgentConfig, identity: Identity, spool: DiskSpool | Mem
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    measurer = Measurer(config.checks)
+    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored: new settings take a restart")
+    measurer = Measurer(config.checks, spool.last_layout)
 
     def measure() -> None:
         measured = measurer.measure(time.monotonic(), time.time_ns() // 1_000_000)

@@ -4,115 +4,70 @@ SQLite in WAL mode with `synchronous=FULL`: a report that `append` returned surv
 loss. A steady state costs one commit a report, because what has been acked since is deleted in the
 same transaction. `append` belongs to the measuring thread and the rest to the event loop, which reads
 through a connection of its own, so that a slow fsync never blocks it.
+
+Age is counted on a clock of the spool's own, which goes on while an agent runs and stands still while
+none does: no wall clock that jumps, or was wrong before a restart, can make the whole backlog too old.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import secrets
 import threading
+import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
-from agent import spool_file
+from agent import spool_file, spool_rows
+from agent.backlog import Limits, Row, Spool, Waiting, random_epoch
 from agent.spool_file import SpoolCorruptError, SpoolError
 from fleetpulse import convert
+from fleetpulse.convert import WireError
 from fleetpulse.model import CheckResult, Layout, Report
 
 log = logging.getLogger(__name__)
 
-_MAX_UNSAVED = 1_000  # reports held in memory while the disk takes none: four hours at 15 s
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the spool may hold before it drops the oldest: milliseconds, and bytes of payload."""
-
-    max_age: int = 24 * 3_600_000
-    max_size: int = 64 << 20
-
-
-class Waiting(NamedTuple):
-    """The oldest reports that are not acked, in the form in which they travel.
-
-    `layouts` holds those that the reports refer to and the reader does not know yet.
-    """
-
-    reports: tuple[bytes, ...] = ()
-    layouts: Mapping[bytes, bytes] = {}
-    last_seq: int = 0
-
-
-class Row(NamedTuple):
-    """A report in the queue. `measured_at` in milliseconds, `dropped` as its payload says it."""
-
-    seq: int
-    measured_at: int
-    layout_id: bytes
-    payload: bytes
-    dropped: int
-
-    @classmethod
-    def of(cls, report: Report) -> Row:
-        """The row that keeps `report`."""
-        payload = convert.encode_report(report)
-        return cls(report.seq, report.measured_at, report.layout.id, payload, report.dropped)
-
-
-class Spool(Protocol):
-    """What delivery needs of a queue. Numbers only go up, also across epochs."""
-
-    @property
-    def epoch(self) -> int:
-        """New each time the queue lost its memory; 1 to 2^63-1."""
-
-    @property
-    def last_seq(self) -> int:
-        """The number of the newest report; 0 before the first."""
-
-    def peek(self, max_reports: int, max_bytes: int, known: Collection[bytes] = ()) -> Waiting:
-        """The oldest reports within both bounds, but at least one if any waits."""
-
-    def ack(self, seq: int) -> None:
-        """Everything up to `seq` is committed elsewhere and may be forgotten."""
-
-    def discard(self, seq: int) -> None:
-        """Drop one report that nobody takes; it is counted as dropped."""
-
-    def pending(self) -> int:
-        """How many reports wait."""
-
-    def new_epoch(self) -> None:
-        """Start a new epoch; what waits is kept and belongs to it."""
-
-
-def random_epoch() -> int:
-    """A number that no earlier spool of this host had, as good as surely."""
-    return secrets.randbelow(2**63 - 1) + 1
+# Held in memory while the disk takes nothing: four hours at 15 s, unless the reports are very large.
+_MAX_UNSAVED = 1_000
+_MAX_UNSAVED_SIZE = 16 << 20  # bytes
 
 
 class DiskSpool:
-    """The spool in a file. Raises SpoolError if the file can be neither used nor replaced."""
+    """The spool in a file. Raises SpoolError if the file can be neither used nor replaced.
 
-    def __init__(self, path: Path, limits: Limits | None = None) -> None:
+    `clock` yields monotonic seconds.
+    """
+
+    def __init__(
+        self, path: Path, limits: Limits | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._path = path
         self._limits = limits or Limits()
+        self._clock = clock
+        self._began = -clock()  # seconds that the spool's clock is ahead of `clock`
         self._lock = threading.Lock()  # for the writing connection and the counts; reading needs none
+        self._is_open = False
+        self._is_closed = False
         self._acked = 0
         self._last_seq = 0
+        self._lost = 0
         # Reports that the disk did not take (full, failing). They are sent all the same: a machine
         # whose disk is full is one that the admins want to hear from.
         self._unsaved: deque[Row] = deque()
+        self._unsaved_size = 0
         self._encoded: dict[bytes, bytes] = {}  # the layouts of the newest and of unsaved reports
-        self._failing = False
+        self._is_failing = False
+        self._is_epoch_unsaved = False
+        self.last_layout: Layout | None = None
+        """What the newest report referred to when the spool was opened."""
+        self._epoch = random_epoch()
         try:
             self._load()
         except SpoolCorruptError as error:
             self._replace(error)
+        self.sent_seq = self._last_seq
 
     @property
     def epoch(self) -> int:
@@ -129,7 +84,8 @@ class DiskSpool:
     ) -> int:
         """Keep one report, drop the oldest that no longer fit, and return its number.
 
-        Raises WireError for a layout that no collector would take.
+        `measured_at` in milliseconds since the Unix epoch. Raises WireError for a layout that no
+        collector would take.
         """
         with self._lock:
             if layout.id not in self._encoded:
@@ -139,14 +95,17 @@ class DiskSpool:
             # Before the commit: the reading thread may see, send and ack the report right after it.
             self._last_seq += 1
             report = Report(self._last_seq, measured_at, layout, values, results)
+            kept_at = int((self._began + self._clock()) * 1000)
             try:
                 try:
-                    self._save(report)
+                    if not self._is_open:
+                        self._load()
+                    self._save(report, kept_at)
                 except SpoolCorruptError as error:
                     self._replace(error)
-                    self._save(report)
+                    self._save(report, kept_at)
             except SpoolError as error:
-                self._keep_in_memory(report, error)
+                self._keep_in_memory(report, kept_at, error)
             return report.seq
 
     def peek(self, max_reports: int, max_bytes: int, known: Collection[bytes] = ()) -> Waiting:
@@ -154,19 +113,24 @@ class DiskSpool:
         # Taken before the file is read: a row that moves there meanwhile is found there.
         unsaved = tuple(self._unsaved)
         layouts = dict(self._encoded) if unsaved else {}
-        try:
-            with spool_file.errors(self._path):
-                rows, on_disk = self._read(max_reports, max_bytes, known)
-        except SpoolCorruptError as error:
-            with self._lock:
-                self._replace(error)
-            return Waiting()
+        rows: list[tuple[int, bytes, bytes]] = []
+        on_disk: dict[bytes, bytes] = {}
+        reader = self._reader
+        if self._is_open:
+            try:
+                with spool_file.errors(self._path):
+                    rows, on_disk = spool_rows.read(reader, self._acked, max_reports, max_bytes, known)
+            except SpoolCorruptError as error:
+                with self._lock:
+                    if self._reader is reader:  # else it has been replaced meanwhile
+                        self._replace(error)
+                return Waiting()
         size = sum(len(payload) for _, _, payload in rows)
         last_on_disk = rows[-1][0] if rows else 0
         for row in unsaved:
-            size += len(row.payload)
             if row.seq <= max(last_on_disk, self._acked):
                 continue
+            size += len(row.payload)
             if rows and (len(rows) >= max_reports or size > max_bytes):
                 break
             rows.append((row.seq, row.layout_id, row.payload))
@@ -176,34 +140,6 @@ class DiskSpool:
             {layout_id: on_disk.get(layout_id) or layouts[layout_id] for layout_id in needed},
             rows[-1][0] if rows else 0,
         )
-
-    def _read(
-        self, max_reports: int, max_bytes: int, known: Collection[bytes]
-    ) -> tuple[list[tuple[int, bytes, bytes]], dict[bytes, bytes]]:
-        """(seq, layout id, payload) of the oldest reports in the file, and the layouts of those."""
-        rows: list[tuple[int, bytes, bytes]] = []
-        size = 0
-        self._reader.execute("BEGIN")  # one snapshot: a report's layout must not vanish in between
-        try:
-            for row in self._reader.execute(
-                "SELECT seq, layout_id, payload FROM report WHERE seq > ? ORDER BY seq LIMIT ?",
-                (self._acked, max_reports),
-            ):
-                size += len(row[2])
-                if rows and size > max_bytes:
-                    break
-                rows.append(row)
-            layouts = {}
-            for layout_id in {row[1] for row in rows}.difference(known):
-                found = self._reader.execute(
-                    "SELECT payload FROM layout WHERE id = ?", (layout_id,)
-                ).fetchone()
-                if found is None:
-                    raise SpoolCorruptError(f"spool {self._path} lacks a layout that a report refers to")
-                layouts[layout_id] = found[0]
-        finally:
-            self._reader.execute("COMMIT")
-        return rows, layouts
 
     def ack(self, seq: int) -> None:
         """As in Spool. Costs nothing now: the next `append` deletes."""
@@ -215,121 +151,152 @@ class DiskSpool:
             for row in tuple(self._unsaved):
                 if row.seq == seq:
                     self._unsaved.remove(row)
+                    self._unsaved_size -= len(row.payload)
                     self._lost += 1 + row.dropped
                     return
             with self._transaction():
-                size, lost, _ = self._delete("seq = ?", seq)
-                self._writer.execute("UPDATE meta SET lost = lost + ?", (lost,))
-            self._size -= size
-            self._lost += lost
+                deleted = spool_rows.delete(self._writer, seq, seq)
+                spool_rows.delete_unused(self._writer, deleted.layouts.difference(self._encoded))
+                self._writer.execute(
+                    "UPDATE meta SET lost = lost + ?, last_seq = max(last_seq, ?)", (deleted.lost, seq)
+                )
+            self._size -= deleted.size
+            self._lost += deleted.lost
 
     def pending(self) -> int:
         """As in Spool. Raises SpoolError while the disk cannot be read."""
         unsaved = sum(row.seq > self._acked for row in tuple(self._unsaved))
+        if not self._is_open:
+            return unsaved
         with spool_file.errors(self._path):
             count = self._reader.execute("SELECT count(*) FROM report WHERE seq > ?", (self._acked,))
             return int(count.fetchone()[0]) + unsaved
 
     def new_epoch(self) -> None:
-        """As in Spool. Raises SpoolError while the disk takes no writes."""
+        """As in Spool. While the disk takes no writes, it is written with the next report that it takes."""
         with self._lock:
-            epoch = random_epoch()
-            with self._transaction():
-                self._writer.execute("UPDATE meta SET epoch = ?", (epoch,))
-            self._epoch = epoch
-
-    def close(self) -> None:
-        """Forget what was acked and close the file."""
-        with self._lock:
+            self._epoch = random_epoch()
+            self._is_epoch_unsaved = True
             try:
                 with self._transaction():
-                    self._delete("seq <= ?", self._acked)
+                    self._write_meta()
             except SpoolError as error:
-                log.warning("%s", error)
-            self._writer.close()
-            self._reader.close()
+                log.warning("%s; the new epoch is kept in memory until it takes it", error)
+            else:
+                self._is_epoch_unsaved = False
+
+    def close(self) -> None:
+        """Write what only memory has, forget what was acked, and close the file."""
+        with self._lock:
+            unsaved = [row for row in self._unsaved if row.seq > self._acked]
+            try:
+                with self._transaction():
+                    spool_rows.insert(self._writer, unsaved, self._encoded)
+                    self._write_meta()
+                    newest = self._writer.execute("SELECT coalesce(max(seq), 0) FROM report").fetchone()[0]
+                    deleted = spool_rows.delete(self._writer, 0, min(self._acked, newest - 1))
+                    spool_rows.delete_unused(self._writer, deleted.layouts.difference(self._encoded))
+                    self._writer.execute("UPDATE meta SET acked = ?", (self._acked,))
+            except SpoolError as error:
+                log.warning("%s; %d reports in memory are lost", error, len(unsaved))
+            self._disconnect()
+            self._is_closed = True
 
     def _load(self) -> None:
-        self._writer, self._reader = spool_file.connect(self._path, random_epoch())
-        with spool_file.errors(self._path):
-            self._epoch, self._lost = self._writer.execute("SELECT epoch, lost FROM meta").fetchone()
-            newest = self._writer.execute("SELECT seq FROM sqlite_sequence WHERE name = 'report'").fetchone()
-            # A replaced file goes on counting: its first number must not look like an old one.
-            self._last_seq = max(self._last_seq, newest[0] if newest else 0)
-            total = self._writer.execute("SELECT coalesce(sum(length(payload)), 0) FROM report")
-            self._size: int = total.fetchone()[0]
+        if self._is_closed:  # a round that hung over the stop; the file may be another agent's by now
+            raise SpoolError(f"spool {self._path} is closed")
+        writer, reader = spool_file.connect(self._path, self._epoch)
+        try:
+            with spool_file.errors(self._path):
+                epoch, lost, acked, last_seq = writer.execute(
+                    "SELECT epoch, lost, acked, last_seq FROM meta"
+                ).fetchone()
+                newest = writer.execute(
+                    "SELECT seq, kept_at, (SELECT payload FROM layout WHERE id = layout_id)"
+                    " FROM report ORDER BY seq DESC LIMIT 1"
+                ).fetchone()
+                size = writer.execute("SELECT coalesce(sum(length(payload)), 0) FROM report").fetchone()[0]
+        except BaseException:
+            writer.close()
+            reader.close()
+            raise
+        self._writer, self._reader, self._is_open = writer, reader, True
+        self._epoch, self._size = epoch, size
+        self._lost += lost
+        self._acked = max(self._acked, acked)
+        # A replaced file goes on counting: its first number must not look like an old one.
+        self._last_seq = max(self._last_seq, last_seq, newest[0] if newest else 0)
+        if newest:
+            self._began = max(self._began, newest[1] / 1000 - self._clock())
+            with contextlib.suppress(WireError):  # garbled; whoever is sent it finds out
+                self.last_layout = convert.layout_from_wire_bytes(newest[2] or b"")
 
     def _replace(self, error: SpoolCorruptError) -> None:
-        for connection in (getattr(self, "_reader", None), getattr(self, "_writer", None)):
-            if connection is not None:
-                connection.close()
+        if self._is_open:  # else a new epoch has begun already, and only the file is still to be replaced
+            self._disconnect()
+            self._epoch = random_epoch()
         aside = spool_file.set_aside(self._path)
         log.error("%s; set aside as %s, what waited in it cannot be delivered", error, aside.name)
         self._load()
 
+    def _disconnect(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            self._writer.close()
+            self._reader.close()
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        if not self._is_open:
+            raise SpoolError(f"spool {self._path} is closed")
         with spool_file.errors(self._path), spool_file.transaction(self._writer):
             yield
 
-    def _save(self, report: Report) -> None:
+    def _save(self, report: Report, kept_at: int) -> None:
         """One transaction: forget what is acked, make room, write what is not on disk yet."""
         rows = [row for row in self._unsaved if row.seq > self._acked]
         with self._transaction():
-            size, _, freed_layouts = self._delete("seq <= ?", self._acked)
-            size = self._size - size + sum(len(row.payload) for row in rows)
-            size, lost = self._make_room(size, report.measured_at - self._limits.max_age, freed_layouts)
-            rows.append(Row.of(report._replace(dropped=self._lost + lost)))
-            size += len(rows[-1].payload)
-            self._writer.executemany("INSERT OR IGNORE INTO layout VALUES (?, ?)", self._encoded.items())
-            self._writer.executemany("INSERT INTO report VALUES (?, ?, ?, ?, ?)", rows)
-            for layout_id in freed_layouts.difference(self._encoded):
-                self._writer.execute(
-                    "DELETE FROM layout WHERE id = ?"
-                    " AND NOT EXISTS (SELECT 1 FROM report WHERE layout_id = layout.id)",
-                    (layout_id,),
-                )
-            if self._failing or self._lost:
+            acked = spool_rows.delete(self._writer, 0, self._acked)
+            size = self._size - acked.size + sum(len(row.payload) for row in rows)
+            dropped = spool_rows.make_room(
+                self._writer, size, kept_at - self._limits.max_age, self._limits.max_size
+            )
+            rows.append(Row.of(report._replace(dropped=self._lost + dropped.lost), kept_at))
+            size += len(rows[-1].payload) - dropped.size
+            spool_rows.insert(self._writer, rows, self._encoded)
+            freed = acked.layouts | dropped.layouts
+            spool_rows.delete_unused(self._writer, freed.difference(self._encoded))
+            if self._is_epoch_unsaved or self._lost:
                 self._writer.execute("UPDATE meta SET epoch = ?, lost = 0", (self._epoch,))
             spool_file.shrink(self._writer)
         self._size, self._lost = size, 0
+        self._is_epoch_unsaved = False
         self._unsaved.clear()
+        self._unsaved_size = 0
         self._encoded = {report.layout.id: self._encoded[report.layout.id]}
-        if self._failing:
-            self._failing = False
+        if self._is_failing:
+            self._is_failing = False
             log.info("spool %s takes reports again", self._path)
 
-    def _delete(self, condition: str, seq: int) -> tuple[int, int, set[bytes]]:
-        """(bytes, reports lost if nobody had acked them, layouts referred to) of what it deletes."""
-        rows = self._writer.execute(
-            f"DELETE FROM report WHERE {condition} RETURNING length(payload), dropped, layout_id",  # noqa: S608 - a constant
-            (seq,),
-        ).fetchall()
-        return sum(row[0] for row in rows), sum(1 + row[1] for row in rows), {row[2] for row in rows}
+    def _write_meta(self) -> None:
+        self._writer.execute("UPDATE meta SET epoch = ?, lost = ?", (self._epoch, self._lost))
 
-    def _make_room(self, size: int, oldest: int, freed_layouts: set[bytes]) -> tuple[int, int]:
-        """Drop the oldest until the rest is within the limits: (bytes left, reports lost)."""
-        lost = 0
-        while first := self._writer.execute(
-            "SELECT seq, measured_at FROM report ORDER BY seq LIMIT 1"
-        ).fetchone():
-            if first[1] >= oldest and size <= self._limits.max_size:
-                break
-            freed, more, layouts = self._delete("seq = ?", first[0])
-            size, lost = size - freed, lost + more
-            freed_layouts |= layouts
-        return size, lost
-
-    def _keep_in_memory(self, report: Report, error: SpoolError) -> None:
-        if not self._failing:
-            self._failing = True
-            # The numbers given from now on are unknown to the file. After a crash they would be given
-            # again, to other reports; under an epoch that the file does not know they do no harm.
-            self._epoch = random_epoch()
+    def _keep_in_memory(self, report: Report, kept_at: int, error: SpoolError) -> None:
+        if not self._is_failing:
+            self._is_failing = True
             log.error("%s; reports are kept in memory until it takes them", error)
-        while len(self._unsaved) >= _MAX_UNSAVED:
-            self._lost += 1 + self._unsaved.popleft().dropped
         while self._unsaved and self._unsaved[0].seq <= self._acked:
-            self._unsaved.popleft()
-        self._unsaved.append(Row.of(report._replace(dropped=self._lost)))
+            self._unsaved_size -= len(self._unsaved.popleft().payload)
+        while len(self._unsaved) >= _MAX_UNSAVED or self._unsaved_size > _MAX_UNSAVED_SIZE:
+            oldest = self._unsaved.popleft()
+            self._unsaved_size -= len(oldest.payload)
+            self._lost += 1 + oldest.dropped
+        row = Row.of(report._replace(dropped=self._lost), kept_at)
         self._lost = 0
+        self._unsaved.append(row)
+        self._unsaved_size += len(row.payload)
+        used = {row.layout_id for row in self._unsaved}
+        self._encoded = {key: data for key, data in self._encoded.items() if key in used}
+
+
+__all__ = ["DiskSpool", "Limits", "Row", "Spool", "Waiting", "random_epoch"]

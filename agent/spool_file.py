@@ -7,21 +7,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_VERSION = 1
-_SCHEMA = """
+_VERSION = 2
+# The newest report stays in its table, acked or not, as the memory of numbers, of the clock and of the
+# layout. So a report costs one page: AUTOINCREMENT would be a second one. `last_seq` counts only where
+# the newest report was taken out.
+_REPORT = """
     CREATE TABLE report (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT,
-        measured_at INTEGER NOT NULL,
+        seq INTEGER PRIMARY KEY,
+        kept_at INTEGER NOT NULL,
         layout_id BLOB NOT NULL,
         payload BLOB NOT NULL,
         dropped INTEGER NOT NULL
     );
-    CREATE TABLE layout (id BLOB PRIMARY KEY, payload BLOB NOT NULL) WITHOUT ROWID;
-    CREATE TABLE meta (epoch INTEGER NOT NULL, lost INTEGER NOT NULL)
 """
+_SCHEMA = f"""
+    {_REPORT}
+    CREATE TABLE layout (id BLOB PRIMARY KEY, payload BLOB NOT NULL) WITHOUT ROWID;
+    CREATE TABLE meta (
+        epoch INTEGER NOT NULL,
+        lost INTEGER NOT NULL,
+        acked INTEGER NOT NULL DEFAULT 0,
+        last_seq INTEGER NOT NULL DEFAULT 0
+    )
+"""
+_FROM_VERSION_1 = f"""
+    ALTER TABLE meta ADD COLUMN acked INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE meta ADD COLUMN last_seq INTEGER NOT NULL DEFAULT 0;
+    UPDATE meta SET last_seq = coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'report'), 0);
+    ALTER TABLE report RENAME TO report_1;
+    {_REPORT}
+    INSERT INTO report SELECT seq, measured_at, layout_id, payload, dropped FROM report_1;
+    DROP TABLE report_1;
+    DELETE FROM layout WHERE id NOT IN (SELECT layout_id FROM report)
+"""  # noqa: S608 - constants
+_PAGE_SIZE = 1024  # bytes: a report is a few hundred, and each commit writes a page or two
+_MAX_LOG_SIZE = 4 << 20  # bytes of the write-ahead log that stay allocated after a long transaction
 _MAX_SET_ASIDE = 3  # corrupt files kept for a look; each may be as large as the spool
-_SHRINK_FROM = 256  # free pages (1 MiB) after a backlog from which space goes back to the disk
-_SHRINK_BY = 128  # pages a report
+_SHRINK_FROM = 1024  # free pages (1 MiB) after a backlog from which space goes back to the disk
+_SHRINK_BY = 512  # pages a report
 _SIDE_FILES = ("-wal", "-shm")
 
 
@@ -52,8 +75,11 @@ def connect(path: Path, new_epoch: int) -> tuple[sqlite3.Connection, sqlite3.Con
     with errors(path):
         writer = _connect(path)
         try:
-            writer.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table
+            writer.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # both before the first table
+            writer.execute("PRAGMA auto_vacuum = INCREMENTAL")
             writer.execute("PRAGMA journal_mode = WAL")
+            writer.execute(f"PRAGMA journal_size_limit = {_MAX_LOG_SIZE}")
+            # An fsync with each commit: without it the last ones may be gone after a power cut.
             writer.execute("PRAGMA synchronous = FULL")
             _check(writer, path, new_epoch)
             reader = _connect(path)
@@ -71,18 +97,38 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _check(writer: sqlite3.Connection, path: Path, new_epoch: int) -> None:
     version = writer.execute("PRAGMA user_version").fetchone()[0]
     if version == 0:
+        if writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise SpoolCorruptError(f"{path} is no spool but some other SQLite database")
         with transaction(writer):
-            for statement in _SCHEMA.split(";"):
-                writer.execute(statement)
-            writer.execute("INSERT INTO meta VALUES (?, 0)", (new_epoch,))
+            _run(writer, _SCHEMA)
+            writer.execute("INSERT INTO meta (epoch, lost) VALUES (?, 0)", (new_epoch,))
             writer.execute(f"PRAGMA user_version = {_VERSION}")
         path.chmod(0o600)
         return
-    if version != _VERSION:
+    if version not in (1, _VERSION):
         raise SpoolCorruptError(f"spool {path} has format {version}, this agent knows {_VERSION}")
     verdict = writer.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
         raise SpoolCorruptError(f"spool {path} is corrupt: {verdict}")
+    try:
+        if version == 1:
+            with transaction(writer):
+                _run(writer, _FROM_VERSION_1)
+                writer.execute(f"PRAGMA user_version = {_VERSION}")
+        writer.execute("SELECT seq, kept_at, layout_id, payload, dropped FROM report LIMIT 1")
+        writer.execute("SELECT id, payload FROM layout LIMIT 1")
+        meta = writer.execute("SELECT epoch, lost, acked, last_seq FROM meta").fetchall()
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise
+        raise SpoolCorruptError(f"spool {path} is corrupt: {error}") from None  # a table is missing
+    if len(meta) != 1 or not all(isinstance(n, int) and n >= 0 for n in meta[0]) or meta[0][0] < 1:
+        raise SpoolCorruptError(f"spool {path} is corrupt: its epoch and counts are {meta}")
+
+
+def _run(writer: sqlite3.Connection, statements: str) -> None:
+    for statement in statements.split(";"):
+        writer.execute(statement)
 
 
 @contextmanager

@@ -10,22 +10,24 @@ fails, ends like any other. A stream always ends by raising one of the `StreamEn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn, Protocol
 
 import grpc
 import grpc.aio
 
-from agent.spool import Spool, Waiting
+from agent.backlog import Spool, Waiting
 from fleetpulse import convert
 from fleetpulse.convert import WireError
 from fleetpulse.model import Facts, Hello
 from fleetpulse.rpc import CallOverError, StreamCall, open_stream, read_response, write_request
 
-CHANNEL_OPTIONS = (
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+_CHANNEL_OPTIONS = (
+    # Measuring the bandwidth takes pings. One that stays without an answer would hold the keepalive's
+    # own ping back for a minute.
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.max_send_message_length", 64 << 20),  # the collector's Welcome sets the bound that counts
@@ -38,6 +40,8 @@ CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
+_PING_AFTER = (11_000, 30_000)  # milliseconds; the collector ends a connection that pings every 10 s
+_PING_TIMEOUT = (5_000, 10_000)
 MAX_PAUSE = 300.0  # seconds; no Throttle, however mistaken, silences the agent for longer
 DEFAULT_BATCH_REPORTS = 500
 DEFAULT_MESSAGE_BYTES = 4 << 20  # what gRPC servers read unless told otherwise
@@ -55,6 +59,25 @@ _REFUSALS = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
+
+
+def channel_options(interval: int) -> tuple[tuple[str, int], ...]:
+    """For an agent that reports every `interval` milliseconds.
+
+    An idle connection is pinged after an interval, and given up when no answer comes within half of
+    one: whatever is half-open ends before two intervals are over, if they are 11 s or longer.
+    """
+    patience = _within_bounds(interval // 2, _PING_TIMEOUT)
+    return (
+        ("grpc.keepalive_time_ms", _within_bounds(interval, _PING_AFTER)),
+        ("grpc.keepalive_timeout_ms", patience),
+        ("grpc.http2.ping_timeout_ms", patience),
+        *_CHANNEL_OPTIONS,
+    )
+
+
+def _within_bounds(value: int, bounds: tuple[int, int]) -> int:
+    return min(max(value, bounds[0]), bounds[1])
 
 
 class StreamEndedError(Exception):
@@ -143,7 +166,7 @@ class Stream:
 
     async def run(self) -> NoReturn:
         """Deliver until the stream ends. Raises StreamEndedError, or SpoolError from the spool."""
-        channel = grpc.aio.insecure_channel(self._target, options=CHANNEL_OPTIONS)
+        channel = grpc.aio.insecure_channel(self._target, options=channel_options(self._hello.interval))
         try:
             call = open_stream(channel)
             reader = asyncio.create_task(self._read(call))
@@ -161,17 +184,18 @@ class Stream:
 
     async def _greet(self, call: StreamCall) -> None:
         spool = self._source.spool
-        try:
-            async with asyncio.timeout(self._timeouts.welcome):
-                await self._write(call, convert.encode_hello(self._hello))
-                await self._until(lambda: self._welcome is not None)
-        except TimeoutError:
-            raise StreamLostError(f"no answer within {self._timeouts.welcome:g} s") from None
+        async with self._answered_within(self._timeouts.welcome, "no answer within"):
+            await self._write(call, convert.encode_hello(self._hello))
+            await self._until(lambda: self._welcome is not None)
         committed = self.committed_seq or 0
-        if committed > spool.last_seq:
+        known = spool.sent_seq
+        if committed > known:
+            # What is newer than `known` was never sent: the collector has other reports under these
+            # numbers. What is not newer was, and is committed.
+            spool.ack(known)
             spool.new_epoch()
             raise StreamOutdatedError(
-                f"the collector has reports up to {committed}, the spool knows only {spool.last_seq}:"
+                f"the collector has reports up to {committed}, the spool knows only {known}:"
                 " its memory was lost, a new epoch begins"
             )
         self._sent = committed
@@ -188,17 +212,12 @@ class Stream:
         if not new_facts and not waiting.reports:
             await self._wait()
             return
-        try:
-            async with asyncio.timeout(self._timeouts.ack) as self._deadline:
-                if new_facts and facts is not None:
-                    self._sent_facts = self.unproven_facts = facts
-                    await self._write(call, convert.encode_facts(facts))
-                if waiting.reports:
-                    await self._send_batch(call, waiting)
-        except TimeoutError:
-            raise StreamLostError(f"no ack within {self._timeouts.ack:g} s") from None
-        finally:
-            self._deadline = None
+        async with self._answered_within(self._timeouts.ack, "no ack within"):
+            if new_facts and facts is not None:
+                self._sent_facts = self.unproven_facts = facts
+                await self._write(call, convert.encode_facts(facts))
+            if waiting.reports:
+                await self._send_batch(call, waiting)
         if waiting.reports:
             self._in_flight = self.unproven_facts = None
             self._forget(self._acked)
@@ -232,12 +251,24 @@ class Stream:
             await self._write(call, layout)
             self._announced.add(layout_id)
         self._sent = waiting.last_seq
+        self._source.spool.sent_seq = max(self._source.spool.sent_seq, waiting.last_seq)
         await self._write(call, batch)
         await self._until(lambda: self._acked >= waiting.last_seq)
 
     def _forget(self, seq: int) -> None:
         self._source.spool.ack(seq)
         self._source.acked(seq)
+
+    @asynccontextmanager
+    async def _answered_within(self, seconds: float, what: str) -> AsyncIterator[None]:
+        """A deadline that a Throttle puts off."""
+        try:
+            async with asyncio.timeout(seconds) as self._deadline:
+                yield
+        except TimeoutError:
+            raise StreamLostError(f"{what} {seconds:g} s") from None
+        finally:
+            self._deadline = None
 
     async def _paused(self) -> bool:
         """Waits a while, and is True, if the collector asked for a pause that is not over yet."""
@@ -300,6 +331,8 @@ class Stream:
                     self._end = StreamLostError(f"the collector acked {seq}, but only {self._sent} was sent")
                     return False
                 self._acked = max(self._acked, seq)
+                # Whoever commits can take more. One that cannot says so again after its Ack.
+                self._resume_at = 0.0
             case convert.Throttle(retry_after):
                 self._pause(retry_after / 1000)
             case convert.Goodbye(reconnect_after):
@@ -310,7 +343,8 @@ class Stream:
     def _pause(self, retry_after: float) -> None:
         self._resume_at = asyncio.get_running_loop().time() + min(retry_after, MAX_PAUSE)
         if self._deadline is not None and not self._deadline.expired():
-            # The batch in flight may be stuck behind the very queue that is full.
+            # The batch in flight may be stuck behind the very queue that is full, or wait for the
+            # database. The collector repeats itself for as long as that lasts.
             self._deadline.reschedule(self._resume_at + self._timeouts.ack)
 
 

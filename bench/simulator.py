@@ -84,7 +84,7 @@ class _Player:
             ttl=3 * interval,
             groups=(GROUP,),
         )
-        timeouts = Timeouts(ack=max(2 * self._interval, 10))
+        timeouts = Timeouts(ack=max(self._interval, 10))
         self._delivery = Delivery(self._target, self.spool, hello, timeouts, on_acked=self._on_acked)
         self._delivery.set_facts(self.host.facts())
         self._task = asyncio.create_task(self._delivery.run())

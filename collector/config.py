@@ -36,6 +36,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch_reports: int = 200
     connections: int = 10_000
     hello_timeout: Duration = Duration(10)
+    reports_per_second: float = 100.0
+    hellos_per_minute: float = 12.0
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,6 +118,8 @@ def _problem(loaded: Config) -> tuple[str, str] | None:
         "limits.batch_reports": (loaded.limits.batch_reports, 1),
         "limits.connections": (loaded.limits.connections, 1),
         "limits.hello_timeout": (loaded.limits.hello_timeout, 0.1),
+        "limits.reports_per_second": (loaded.limits.reports_per_second, 1),
+        "limits.hellos_per_minute": (loaded.limits.hellos_per_minute, 1),
         "pool_timeout": (loaded.pool_timeout, 0.1),
     }
     for key, (value, least) in at_least.items():

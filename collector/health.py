@@ -6,8 +6,17 @@ import threading
 from collections.abc import Callable
 
 import structlog
+from grpc import aio
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health_aio
 
 from collector.store.errors import StoreError
+
+PROBLEM_METADATA = "fleetpulse-problem-bin"
+"""The trailing metadata of a health check that says, in UTF-8, why the collector does not serve."""
+
+_SAID_AT_MOST = 50  # different problems logged in one outage
+_TOLD_AT_MOST = 1_000  # characters
 
 log = structlog.get_logger()
 
@@ -15,29 +24,70 @@ log = structlog.get_logger()
 class Health:
     """Serving or not, heard from every thread that uses the database.
 
-    `on_change(serving)` is called once for each change, in the thread that noticed it.
+    A thread's problem is over when its own next transaction goes well: who can read says nothing of
+    who cannot write. `on_change(serving)` is called once for each change, in the thread that noticed
+    it; it must not wait for anything.
     """
 
     def __init__(self, on_change: Callable[[bool], None]):
         self._on_change = on_change
         self._lock = threading.Lock()
-        self._problem: str | None = None
+        self._problems: dict[str, str] = {}  # by source
+        self._said: set[str] = set()
 
     @property
     def is_serving(self) -> bool:
-        """Whether the last transaction that anyone tried went well."""
-        return self._problem is None
+        """Whether the last transaction of everyone who tried went well."""
+        return not self._problems
 
-    def note(self, error: StoreError | None) -> None:
-        """A transaction went well (None), or failed and will be tried again."""
-        problem = None if error is None else str(error)
+    @property
+    def problem(self) -> str:
+        """What is wrong at present, in one line; empty when nothing is."""
         with self._lock:
-            before, self._problem = self._problem, problem
-        if problem == before:
+            different = dict.fromkeys(self._problems.values())
+        return "; ".join(different)[:_TOLD_AT_MOST]
+
+    def note(self, error: StoreError | None, source: str = "") -> None:
+        """A transaction went well (None), or failed and will be tried again.
+
+        `source` is who tried; unless told, the thread that calls.
+        """
+        source = source or threading.current_thread().name
+        if error is None and source not in self._problems:
             return
-        if problem is not None:
+        with self._lock:
+            before = bool(self._problems)
+            if error is None:
+                self._problems.pop(source, None)
+            else:
+                self._problems[source] = str(error)
+                self._say(str(error))
+            now = bool(self._problems)
+            if now == before:
+                return
+            if not now:
+                self._said.clear()
+                log.info("the database is back")
+            self._on_change(not now)
+
+    def _say(self, problem: str) -> None:
+        # Threads that fail for two reasons by turns must not fill the log during a long outage.
+        if problem not in self._said and len(self._said) < _SAID_AT_MOST:
+            self._said.add(problem)
             log.error("cannot use the database; nothing is acked until it is back", error=problem)
-        else:
-            log.info("the database is back")
-        if (problem is None) != (before is None):
-            self._on_change(problem is None)
+
+
+class HealthServicer(health_aio.HealthServicer):  # type: ignore[misc]  # it has no types
+    """The standard health service, which also says why it does not serve."""
+
+    def __init__(self, problem: Callable[[], str]):
+        super().__init__()
+        self._problem = problem
+
+    async def Check(  # noqa: N802 - the name of the service definition
+        self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[object, object]
+    ) -> health_pb2.HealthCheckResponse:
+        """See the standard; the problem travels as `PROBLEM_METADATA`."""
+        if problem := self._problem():
+            context.set_trailing_metadata(((PROBLEM_METADATA, problem.encode()),))
+        return await super().Check(request, context)

@@ -19,7 +19,8 @@ import resource
 import signal
 import sys
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,7 +30,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import click
 import structlog
 from grpc import aio
-from grpc_health.v1.health import aio as health_aio
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
@@ -38,14 +38,14 @@ from collector import logs
 from collector.clock import Clock
 from collector.config import Config, Loaded
 from collector.core.rules import RuleSet
-from collector.health import Health
+from collector.health import Health, HealthServicer
 from collector.ingest.door import Door
 from collector.ingest.server import Bounds, IngestServicer, create_server
 from collector.ingest.sessions import Sessions
 from collector.rules_file import fingerprint, load_rules
 from collector.store import collectors, hosts, schema
-from collector.store.collectors import HEARTBEAT_GRACE, CollectorRow
-from collector.store.errors import SchemaMismatch, StoreError, StoreMisconfigured
+from collector.store.collectors import CollectorRow
+from collector.store.errors import SchemaMismatch, StoreError, StoreMisconfigured, StoreUnavailable
 from collector.store.store import Store, open_store
 from collector.store.url import parse_url
 from collector.sweeper import Sweeper
@@ -57,6 +57,10 @@ EXIT_SOFTWARE = 70  # sysexits.h EX_SOFTWARE: a defect
 EXIT_CONFIG = 78  # sysexits.h EX_CONFIG: a restart does not help
 
 _LAST_HEARTBEAT = 5.0  # seconds that it may take
+
+# Seconds after which a transaction hangs in a database that says nothing. Longer than the wait for a
+# locked row, after which the database does say something.
+_HANGING = 8.0
 
 _RULES_FINGERPRINT = "rules_fingerprint"
 
@@ -82,8 +86,9 @@ class Service:
         self._stop = asyncio.Event()
         self._crashed = False
         self._loop = asyncio.get_running_loop()
-        self._health_service = health_aio.HealthServicer()
         self._health = Health(self._publish_health)
+        self._health_service = HealthServicer(lambda: self._health.problem)
+        self._rules_changed = threading.Event()
         self._sessions = Sessions()
         self._door = Door(
             store,
@@ -100,30 +105,41 @@ class Service:
             self._door,
             self._sessions,
             self._clock.now,
-            Bounds(limits.batch_reports, limits.message_size, limits.hello_timeout),
+            Bounds(
+                limits.batch_reports,
+                limits.message_size,
+                limits.hello_timeout,
+                limits.connections,
+                limits.reports_per_second,
+                limits.hellos_per_minute,
+            ),
         )
 
     async def run(self) -> int:
         """Serve until a signal; the exit code. Raises StartError."""
-        server = create_server(
-            self._servicer,
-            connections=self._config.limits.connections,
-            message_size=self._config.limits.message_size,
-        )
+        server = create_server(self._servicer)
         add_HealthServicer_to_server(self._health_service, server)
         address = self._bind(server)
+        sweeper = self._create_sweeper(address)
+        sweeper.join_collectors()
         self._door.start()
         await server.start()
-        sweeper = self._start_sweeper(address)
+        sweeper.start()
         self._watch_signals()
-        await self._health_service.set("", HealthCheckResponse.SERVING)
         log.info("listening", address=address, database=self._config.database, pool=self._config.pool_size)
-        await asyncio.to_thread(self._judge_stored_values)
+        # Not the loop's executor, which the end of the program waits for: a database may say nothing.
+        threading.Thread(target=self._judge_when_asked, name="rejudge", daemon=True).start()
+        self._rules_changed.set()
+        watch = asyncio.create_task(self._watch_database())
+        watch_streams = asyncio.create_task(self._sessions.watch())
         await self._stop.wait()
         log.info("stopping", streams=len(self._sessions))
+        watch.cancel()
         await self._drain(server)
+        watch_streams.cancel()
         await asyncio.to_thread(sweeper.stop, _LAST_HEARTBEAT)
         self._store.close()
+        log.info("connections used", **asdict(self._store.pool_stats))
         log.info("stopped", **self._servicer.counts)
         return EXIT_SOFTWARE if self._crashed else 0
 
@@ -135,7 +151,7 @@ class Service:
             log.error("the rules stay as they were", error=str(error))  # noqa: TRY400 - the admin's error
             return
         log.info("rules loaded", rules=len(self._rules.rules))
-        self._loop.run_in_executor(None, self._judge_stored_values)
+        self._rules_changed.set()
 
     def _bind(self, server: aio.Server) -> str:
         listen = self._config.listen
@@ -149,23 +165,18 @@ class Service:
             ) from None
         return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
-    def _start_sweeper(self, address: str) -> Sweeper:
-        now = self._clock.now()
+    def _create_sweeper(self, address: str) -> Sweeper:
         silence = self._config.silence
-        me = CollectorRow(self._config.name, address, __version__, self._config.pool_size, now, now, None)
-        sweeper = Sweeper(
+        return Sweeper(
             self._store,
-            me,
-            self._clock.now,
+            CollectorRow(self._config.name, address, __version__, self._config.pool_size, 0, 0, None),
+            self._clock,
             self._health.note,
             interval=silence.sweep_interval,
             fleet_share=silence.fleet_share,
             fleet_minimum=silence.fleet_minimum,
             event_retention=self._config.event_retention.milliseconds,
         )
-        sweeper.beat()
-        sweeper.start()
-        return sweeper
 
     def _watch_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -180,6 +191,19 @@ class Service:
         )
         self._crashed = True
         self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def _watch_database(self) -> None:
+        """Notice a transaction that hangs: its thread cannot tell until the driver gives up."""
+        hangs = StoreUnavailable(f"database: has not answered for more than {_HANGING:g} s")
+        while True:
+            await asyncio.sleep(1)
+            self._health.note(hangs if self._store.pool_stats.longest_use > _HANGING else None, "watch")
+
+    def _judge_when_asked(self) -> None:
+        while True:
+            self._rules_changed.wait()
+            self._rules_changed.clear()
+            self._judge_stored_values()
 
     def _judge_stored_values(self) -> None:
         """If the rules are not those by which the stored states were judged, judge them again."""
@@ -219,17 +243,23 @@ async def _serve(config: Config, store: Store, rules: RuleSet) -> int:
 def _start(loaded: Loaded) -> int:
     config = loaded.config
     rules = load_rules(config.rules)
-    store = open_store(
-        config.database,
-        password=loaded.database_password,
-        pool_size=config.pool_size,
-        pool_timeout=config.pool_timeout,
-    )
-    schema.require_known_version(store)
-    _check_budget(config, store)
+    with closing(_open_store(loaded, pool_size=1)) as store:
+        schema.require_known_version(store)
+        _check_budget(config, store)
     _raise_open_files()
     _calm_garbage_collector()
+    store = _open_store(loaded, pool_size=config.pool_size, patient=True)
     return asyncio.run(_serve(config, store, rules))
+
+
+def _open_store(loaded: Loaded, *, pool_size: int, patient: bool = False) -> Store:
+    return open_store(
+        loaded.config.database,
+        password=loaded.database_password,
+        pool_size=pool_size,
+        pool_timeout=loaded.config.pool_timeout,
+        patient=patient,
+    )
 
 
 def _check_budget(config: Config, store: Store) -> None:
@@ -238,12 +268,7 @@ def _check_budget(config: Config, store: Store) -> None:
         budget = store.dialect.connection_budget(tx.cursor)
         if budget is None:
             return
-        now = collectors.load_listening(tx).now
-        others = [
-            row
-            for row in collectors.load_collectors(tx)
-            if row.name != config.name and not row.stopped_at and now - row.heartbeat_at <= HEARTBEAT_GRACE
-        ]
+        others = [row for row in collectors.load_live(tx) if row.name != config.name]
     taken = sum(row.pool_size for row in others)
     available = budget - config.connection_reserve
     if config.pool_size + taken > available:

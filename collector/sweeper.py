@@ -1,4 +1,4 @@
-"""One thread that looks after time: heartbeats, silent hosts, and what is too old to keep."""
+"""One thread that looks after time: heartbeats, the clock, silent hosts, and what is too old to keep."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
+from collector.clock import Clock
 from collector.core.silence import FleetSilence, Sweep, sweep
 from collector.core.status import Event, EventKind, Silence
 from collector.store import collectors, silence, upkeep
@@ -15,6 +16,7 @@ from collector.store.collectors import HEARTBEAT_INTERVAL, CollectorRow
 from collector.store.errors import StoreConflict, StoreError
 from collector.store.statuses import write_events
 from collector.store.store import Store, Transaction
+from collector.store.timekeeping import agree_on_time
 
 _UPKEEP_INTERVAL = 600.0  # seconds
 
@@ -22,6 +24,15 @@ _UPKEEP_INTERVAL = 600.0  # seconds
 # what others grant it: a database that stalls holds up its reports too, and the first look after that
 # must not take the whole fleet for silent.
 _STALL = 2 * HEARTBEAT_INTERVAL
+
+# Milliseconds by which this collector's clock may be behind another's: what a heartbeat's way takes.
+_CLOCK_TOLERANCE = 500
+
+_CLOCK_DIFFERENCE = 5_000  # milliseconds between our clock and the system's that are worth a warning
+
+_LONG_AWAY = 86_400_000  # milliseconds; a clock that is years ahead must not delete what is years old by it
+
+_JOIN_ATTEMPTS = 10
 
 log = structlog.get_logger()
 
@@ -37,7 +48,7 @@ class Sweeper(threading.Thread):
         self,
         store: Store,
         me: CollectorRow,
-        now: Callable[[], int],
+        clock: Clock,
         on_outcome: Callable[[StoreError | None], None],
         *,
         interval: float,
@@ -48,7 +59,7 @@ class Sweeper(threading.Thread):
         super().__init__(name="sweeper", daemon=True)
         self._store = store
         self._me = me
-        self._now = now
+        self._clock = clock
         self._on_outcome = on_outcome
         self._interval = interval
         self._fleet_share = fleet_share
@@ -56,6 +67,42 @@ class Sweeper(threading.Thread):
         self._event_retention = event_retention
         self._stopping = threading.Event()
         self._next_upkeep = time.monotonic()
+        self._warned_of = 0  # how far the system's clock was off when that was last told
+
+    def join_collectors(self) -> None:
+        """Agree with the other collectors on the time, and become one of them. Raises StoreError.
+
+        Before that, nothing may be stored that carries a time.
+        """
+        for attempt in range(_JOIN_ATTEMPTS):
+            try:
+                self._join_collectors()
+            except StoreConflict:
+                if attempt == _JOIN_ATTEMPTS - 1:
+                    raise
+            else:
+                return
+
+    def _join_collectors(self) -> None:
+        with self._store.transaction() as tx:
+            agreed = agree_on_time(tx, self._me.name, self._clock.now())
+            if agreed.others:
+                self._clock.go_on_from(agreed.now)
+            me = self._me._replace(listening_since=agreed.now, heartbeat_at=agreed.now)
+            collectors.heartbeat(tx, me)
+        self._me = me
+        if agreed.brought_back:
+            log.warning(
+                "the clock was set back: what was stored in the future counts as heard now",
+                hosts=agreed.brought_back,
+            )
+        if agreed.away > _LONG_AWAY:
+            log.warning(
+                "no collector was heard for long, or the clock is wrong: nothing old is deleted for a day",
+                days=agreed.away // _LONG_AWAY,
+            )
+            self._next_upkeep += _LONG_AWAY / 1000
+        self._watch_system_clock()
 
     def run(self) -> None:
         """Until `stop`; a failing database is tried again at the next turn."""
@@ -75,7 +122,7 @@ class Sweeper(threading.Thread):
 
     def _look_after_size(self) -> None:
         # A little at each turn: a backlog of millions must not keep the heartbeat waiting.
-        before = self._now() - self._event_retention
+        before = self._clock.now() - self._event_retention
         deleted = (upkeep.delete_old_events(self._store, before), upkeep.delete_unused_layouts(self._store))
         if max(deleted) < upkeep.AT_ONCE:
             self._next_upkeep = time.monotonic() + _UPKEEP_INTERVAL
@@ -88,7 +135,7 @@ class Sweeper(threading.Thread):
             log.warning("the database does not answer; readers notice the end by missing heartbeats")
 
     def _note_the_end(self) -> None:
-        now = self._now()
+        now = self._clock.now()
         try:
             with self._store.transaction() as tx:
                 collectors.heartbeat(tx, self._me._replace(heartbeat_at=now, stopped_at=now))
@@ -97,19 +144,44 @@ class Sweeper(threading.Thread):
 
     def beat(self) -> None:
         """Write the heartbeat. After a gap, listening begins anew."""
-        now = self._now()
-        since = self._me.listening_since
-        if now - self._me.heartbeat_at > _STALL:
-            log.warning("was not listening", seconds=(now - self._me.heartbeat_at) / 1000)
-            since = now
-        row = self._me._replace(heartbeat_at=now, listening_since=since)
         with self._store.transaction() as tx:
+            now = self._keep_up(collectors.load_time_of_others(tx, self._me.name))
+            since = self._me.listening_since
+            gap = now - self._me.heartbeat_at
+            if gap > _STALL:
+                since = now
+            row = self._me._replace(heartbeat_at=now, listening_since=since)
             collectors.heartbeat(tx, row)
         self._me = row
+        if gap > _STALL:
+            log.warning("was not listening", seconds=gap / 1000)
+        self._watch_system_clock()
+
+    def _keep_up(self, others: int) -> int:
+        """The time now, after going on to that of the others if ours has fallen behind.
+
+        Steady clocks drift apart, and that of a virtual machine stops with it. Nobody ever goes back,
+        so all follow the fastest.
+        """
+        now = self._clock.now()
+        if others - now <= _CLOCK_TOLERANCE:
+            return now
+        log.warning("the clock was behind the other collectors'", seconds=(others - now) / 1000)
+        self._clock.go_on_from(others)
+        return others
+
+    def _watch_system_clock(self) -> None:
+        off = self._clock.behind_system()
+        if abs(off - self._warned_of) > _CLOCK_DIFFERENCE:
+            self._warned_of = off
+            log.warning(
+                "the system's clock differs from the collectors' time, which stays; check NTP",
+                ahead_seconds=off / 1000,
+            )
 
     def sweep(self) -> None:
         """Find the hosts that fell silent, and write one event for each, or one for the fleet."""
-        now = self._now()
+        now = self._clock.now()
         if now - self._me.heartbeat_at > _STALL:
             return  # the heartbeat took that long, and so do reports: the next one tells
         with self._store.transaction(write=False) as tx:
@@ -121,7 +193,7 @@ class Sweeper(threading.Thread):
                 suspects,
                 silence.count_expected(tx),
                 now,
-                collectors.load_listening(tx).since or self._me.listening_since,
+                collectors.load_listening_since(tx, now) or self._me.listening_since,
                 fleet,
                 fleet_share=self._fleet_share,
                 fleet_minimum=self._fleet_minimum,

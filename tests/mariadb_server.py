@@ -29,6 +29,17 @@ def missing_parts() -> str:
     return ""
 
 
+def missing_disk() -> str:
+    """What keeps a server from having a disk of its own; empty when nothing does."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _mount("64k", Path(folder))
+        except (OSError, subprocess.CalledProcessError) as error:
+            return f"cannot mount a small disk ({error}); run as root"
+        subprocess.run(["umount", folder], check=True)
+    return ""
+
+
 class PortTaken(Exception):
     """Another program listens on the port that was meant for the server."""
 
@@ -36,13 +47,18 @@ class PortTaken(Exception):
 class MariadbServer:
     """One mariadbd. `arguments` are added to its command line, such as "--max-connections=20".
 
-    The user root has no password, on the socket and on 127.0.0.1.
+    The user root has no password, on the socket and on 127.0.0.1. `disk`, such as "256M", gives the
+    server's data a disk of its own of that size (see `missing_disk`).
     """
 
-    def __init__(self, *arguments: str):
+    def __init__(self, *arguments: str, disk: str = ""):
         # Not pytest's folder: a socket's path may have only 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="fp-mdb-"))
         self.socket = str(self.folder / "s")
+        self._disk = disk
+        if disk:
+            self.data_folder.mkdir()
+            _mount(disk, self.data_folder)
         self._arguments = arguments
         self._names = (f"t{number}" for number in itertools.count(1))
         self._process: subprocess.Popen[bytes] | None = None
@@ -57,6 +73,11 @@ class MariadbServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the server keeps its data."""
+        return self.folder / "d"
 
     @property
     def pid(self) -> int:
@@ -90,7 +111,7 @@ class MariadbServer:
                 [
                     str(_program("mariadbd")),
                     "--no-defaults",
-                    f"--datadir={self.folder / 'd'}",
+                    f"--datadir={self.data_folder}",
                     f"--socket={self.socket}",
                     f"--port={port}",
                     f"--pid-file={self.folder / 'pid'}",
@@ -133,6 +154,8 @@ class MariadbServer:
     def close(self) -> None:
         """Stop the server at once and delete everything."""
         self.stop(signal.SIGKILL)
+        if self._disk:
+            subprocess.run(["umount", str(self.data_folder)], check=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def connect(self, database: str = "", **options: Any) -> Any:
@@ -180,6 +203,17 @@ class MariadbServer:
         """The address of a database over TCP."""
         return f"mysql://root@127.0.0.1:{self.port}/{database}"
 
+    def account(self, url: str, name: str = "fleet", *, connections: int = 0) -> str:
+        """The address of the same database for an account such as the documentation has one make.
+
+        It may read and write rows, and nothing more; `connections` is how many it may have (0: any number).
+        """
+        database = url.partition("?")[0].rpartition("/")[2]
+        for host in ("localhost", "127.0.0.1"):
+            self.query(f"CREATE OR REPLACE USER {name}@'{host}' WITH MAX_USER_CONNECTIONS {connections}")
+            self.query(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* TO {name}@'{host}'")
+        return url.replace("root@", f"{name}@")
+
     def drop_databases(self) -> None:
         """Drop every database that a test made."""
         own = {"information_schema", "performance_schema", "mysql", "sys"}
@@ -192,7 +226,7 @@ class MariadbServer:
             [
                 str(_program("mariadb-install-db")),
                 "--no-defaults",
-                f"--datadir={self.folder / 'd'}",
+                f"--datadir={self.data_folder}",
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",
                 f"--tmpdir={self.folder}",
@@ -214,6 +248,11 @@ def _program(name: str) -> str | None:
 
 def _as_root() -> list[str]:
     return ["--user=root"] if os.geteuid() == 0 else []
+
+
+def _mount(size: str, folder: Path) -> None:
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def _free_port() -> int:

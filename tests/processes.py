@@ -139,15 +139,19 @@ class Site:
         """Start a collector on a free port, with FLEETPULSE_<settings>; returns when it listens."""
         if upgrade:
             self.cli("db", "upgrade", check=True)
+        program = self.start_collector(**settings)
+        self.address = json.loads(program.wait_for_log('"listening"'))["address"]
+        return program
+
+    def start_collector(self, **settings: str) -> Program:
+        """Start a collector that may not get as far as to listen."""
         values = {
             "FLEETPULSE_DATABASE": self.database_url,
             "FLEETPULSE_LISTEN": self.address or "127.0.0.1:0",
             "FLEETPULSE_LOG_FORMAT": "json",
             **{f"FLEETPULSE_{name.upper()}": value for name, value in settings.items()},
         }
-        program = self._start("collector", [str(PROGRAMS / "fleet-collector")], values)
-        self.address = json.loads(program.wait_for_log('"listening"'))["address"]
-        return program
+        return self._start("collector", [str(PROGRAMS / "fleet-collector")], values)
 
     def agent(self, name: str = "agent", **settings: str) -> Program:
         """Start an agent; `name` also names its state directory, so that it can be started again."""

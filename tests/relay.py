@@ -93,6 +93,16 @@ class Relay:
         link = _Link(writer)
         self._links.add(link)
         try:
+            await self._pass(reader, writer, link)
+        except asyncio.CancelledError:
+            pass  # by `_close`; asyncio.start_server would tell of it
+        finally:
+            link.abort()
+            self._links.discard(link)
+            self._tasks.discard(task)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: _Link) -> None:
+        try:
             await self._passing.wait()
             up_reader, link.up = await asyncio.open_connection(*self._target)
             async with asyncio.TaskGroup() as pumps:
@@ -100,10 +110,6 @@ class Relay:
                 pumps.create_task(self._pump(up_reader, writer, link))
         except* OSError:
             pass
-        finally:
-            link.abort()
-            self._links.discard(link)
-            self._tasks.discard(task)
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, link: _Link) -> None:
         while data := await source.read(_CHUNK):

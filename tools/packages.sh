@@ -28,6 +28,7 @@ list_missing() {
     has_command gcc || need gcc
     has_command pkg-config || need pkg-config
     has_package libmariadb-dev || pkg-config --exists libmariadb 2>/dev/null || need libmariadb-dev
+    has_command faketime || need faketime
     has_command npm || need npm
     has_command shellcheck || need shellcheck
     find_python || return
@@ -46,7 +47,7 @@ give_up() {
 
 if ! is_debian; then
     echo "packages: not a Debian system: the tests use what is here of" \
-        "mariadbd, the MariaDB client headers, a C compiler, npm and shellcheck" >&2
+        "mariadbd, the MariaDB client headers, a C compiler, faketime, npm and shellcheck" >&2
     exit 0
 fi
 

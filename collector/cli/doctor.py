@@ -15,8 +15,20 @@ from collector.cli.findings import Diagnosis, Finding
 from collector.cli.session import Session
 from collector.config import Config
 from collector.store import schema
-from collector.store.collectors import CollectorRow, Listening, load_collectors, load_listening
-from collector.store.errors import SchemaMismatch, StoreError
+from collector.store.collectors import (
+    CollectorRow,
+    Listening,
+    load_collectors,
+    load_listening,
+    save_setting,
+)
+from collector.store.errors import (
+    SchemaMismatch,
+    StoreConflict,
+    StoreError,
+    StoreMisconfigured,
+    StoreReadOnly,
+)
 from collector.store.reading import database_clock
 from collector.store.store import Store
 from collector.store.url import SqliteUrl, parse_url
@@ -24,6 +36,7 @@ from fleetpulse.config import ConfigError
 from fleetpulse.model import State
 
 _HEALTH_TIMEOUT = 3.0  # seconds
+_PROBE = "write_probe"  # the setting that is written to see whether writing works
 
 
 def _now() -> float:
@@ -47,9 +60,11 @@ def look_at_port(listen: str) -> Finding:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+    from collector.health import PROBLEM_METADATA
+
     with grpc.insecure_channel(listen) as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(
+            answer, call = health_pb2_grpc.HealthStub(channel).Check.with_call(
                 health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT
             )
         except grpc.RpcError as error:
@@ -60,9 +75,8 @@ def look_at_port(listen: str) -> Finding:
                 text = f"{listen} does not answer as a collector ({code.name})"
             return Finding("port", State.CRITICAL, text, "is fleet-collector running there? See: ss -ltnp")
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        return Finding(
-            "port", State.CRITICAL, f"{listen} answers, but does not serve", "look at the collector's log"
-        )
+        told = dict(call.trailing_metadata() or ()).get(PROBLEM_METADATA, b"")
+        return findings.judge_refusal(listen, told.decode(errors="replace"))
     return Finding("port", State.OK, f"{listen} answers and serves")
 
 
@@ -74,8 +88,21 @@ def look_at_disk(config: Config) -> Iterator[Finding]:
         yield findings.judge_disk(str(address.path.parent), usage.free, usage.total)
 
 
+def look_at_writing(store: Store) -> Finding:
+    """Whether a small write can be committed. Raises StoreError when the database is away."""
+    began = time.perf_counter()
+    try:
+        with store.transaction() as tx:
+            save_setting(tx, _PROBE, f"{_now():.0f}")
+    except (StoreReadOnly, StoreMisconfigured, StoreConflict) as error:
+        return Finding(
+            "writes", State.CRITICAL, str(error), "nothing is acked until the database takes writes"
+        )
+    return findings.judge_writing((time.perf_counter() - began) * 1000)
+
+
 def look_at_database(store: Store, config: Config) -> Iterator[Finding]:
-    """Speed, schema, pool, collectors and clocks. Raises StoreError."""
+    """Speed, schema, writes, pool, collectors and clocks. Raises StoreError."""
     began = time.perf_counter()
     with store.transaction(write=False) as tx:
         database_clock(tx)
@@ -87,6 +114,7 @@ def look_at_database(store: Store, config: Config) -> Iterator[Finding]:
         yield findings.judge_schema(stored, known, str(error))
         return
     yield findings.judge_schema(stored, known, "")
+    yield look_at_writing(store)
     with store.transaction(write=False) as tx:
         budget = store.dialect.connection_budget(tx.cursor)
         listening = load_listening(tx)
@@ -138,8 +166,8 @@ def diagnose(session: Session) -> Diagnosis:
 def command(session: Session, *, as_json: bool) -> int:
     """Check what the collector stands on, and say what to do.
 
-    Looks at the configuration and rules, the database (reachable, how fast, schema, room for every
-    pool), the collectors' heartbeats, the listening port, clocks and, for SQLite, disk space. Run it
+    Looks at the configuration and rules, the database (reachable, how fast, schema, takes writes,
+    room for every pool), the collectors' heartbeats, the listening port, clocks and, for SQLite, disk space. Run it
     on the collector's machine, with its configuration and environment.
 
     \b

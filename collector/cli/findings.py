@@ -79,6 +79,22 @@ def judge_database(elapsed: float) -> Finding:
     return Finding("database", State.OK, text)
 
 
+def judge_writing(elapsed: float) -> Finding:
+    """A small write was committed in this time."""
+    text = f"a small one takes {elapsed:.0f} ms"
+    if elapsed > _SLOW:
+        return Finding("writes", State.WARNING, text, "look at the server's disk and load")
+    return Finding("writes", State.OK, text)
+
+
+def judge_refusal(listen: str, problem: str) -> Finding:
+    """A collector that says itself that it does not serve, and why: empty when it is stopping."""
+    if problem:
+        return Finding("port", State.CRITICAL, f"{listen} answers, but does not serve: {problem}")
+    text = f"{listen} answers, but does not serve"
+    return Finding("port", State.CRITICAL, text, "it is stopping; look at its log")
+
+
 def judge_pool(
     config_name: str, pool_size: int, reserve: int, budget: int | None, rows: Sequence[CollectorRow], now: int
 ) -> Finding:

@@ -16,16 +16,10 @@ from collector.cli.session import Session, require_groups
 from collector.cli.stale import nobody_listens
 from collector.cli.times import local, utc
 from collector.core.render import count, duration
-from collector.core.silence import Presence, presence
+from collector.core.silence import HEARTBEAT_GRACE, Presence, presence
 from collector.core.standing import host_state, worst
 from collector.store import reading
-from collector.store.collectors import (
-    HEARTBEAT_GRACE,
-    CollectorRow,
-    Listening,
-    load_collectors,
-    load_listening,
-)
+from collector.store.collectors import CollectorRow, Listening, load_collectors, load_listening
 from collector.store.reading import CheckCounts, CheckLine, HostLine
 from collector.store.silence import load_fleet_silence
 from collector.store.store import Transaction

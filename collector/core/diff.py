@@ -27,20 +27,17 @@ class Changes:
         return bool(self.checks or self.events)
 
 
-def take_report(
-    status: HostStatus, epoch: int, report: Report, plan: Plan, now: int, changes: Changes
-) -> HostStatus:
+def take_report(status: HostStatus, report: Report, plan: Plan, now: int, changes: Changes) -> HostStatus:
     """The host's status after `report`; what differs is added to `changes`.
 
-    `plan` must be that of the report's layout. A report at or below the high-water mark was in
-    effect already: the status comes back as it was (`is`), and nothing is added.
+    The report must be of the status's epoch, `plan` that of its layout. A report at or below the
+    high-water mark was in effect already: the status comes back as it was (`is`), and nothing is added.
     """
-    same_epoch = epoch == status.epoch
-    if same_epoch and report.seq <= status.seq:
+    if report.seq <= status.seq:
         return status
     layout_id = plan.layout.id
     if (
-        same_epoch
+        status.seq
         and status.is_calm
         and status.layout_id == layout_id
         and not report.results
@@ -50,13 +47,13 @@ def take_report(
     ):
         # By far the most frequent case: nothing to say, so nothing is looked at twice.
         return HostStatus(
-            epoch, report.seq, now, report.measured_at, Silence.NONE, layout_id, status.checks, True
+            status.epoch, report.seq, now, report.measured_at, Silence.NONE, layout_id, status.checks, True
         )
-    changes.events.extend(_delivery_events(status, same_epoch, report, now))
+    changes.events.extend(_delivery_events(status, report, now))
     known = status.checks
     # A host's first report, or the first after the agent lost its memory, is a baseline: what it
     # lists is no news, but states that differ from the stored ones are.
-    is_baseline = not same_epoch
+    is_baseline = not status.seq
     checks, calm = _judge_checks(known, plan, report.values, report.results, now, changes)
     for key, check in checks.items():
         previous = known.get(key)
@@ -71,7 +68,18 @@ def take_report(
         changes.events.append(
             Event(now, EventKind.CHECK_REMOVED, key.name, key.instance, old, measured_at=report.measured_at)
         )
-    return HostStatus(epoch, report.seq, now, report.measured_at, Silence.NONE, layout_id, checks, calm)
+    return HostStatus(
+        status.epoch, report.seq, now, report.measured_at, Silence.NONE, layout_id, checks, calm
+    )
+
+
+def begin_epoch(status: HostStatus, epoch: int) -> HostStatus:
+    """The status after a Hello that names `epoch`: `is` the same unless that is another one.
+
+    Only a Hello changes the epoch. A report that was on its way under an older one, through whichever
+    collector, then no longer fits, and cannot turn it back.
+    """
+    return status if status.epoch == epoch else status._replace(epoch=epoch, seq=0)
 
 
 def judge_again(
@@ -180,10 +188,10 @@ def _state_events(
         )
 
 
-def _delivery_events(status: HostStatus, same_epoch: bool, report: Report, now: int) -> Iterator[Event]:
+def _delivery_events(status: HostStatus, report: Report, now: int) -> Iterator[Event]:
     if status.silence is Silence.ALONE:
         yield Event(now, EventKind.BACK, measured_at=report.measured_at)
-    if status.epoch and not same_epoch:
+    if status.received_at and not status.seq:
         yield Event(now, EventKind.NEW_EPOCH, measured_at=report.measured_at)
     if report.dropped:
         yield Event(now, EventKind.DROPPED, new=str(report.dropped), measured_at=report.measured_at)

@@ -11,6 +11,9 @@ from collector.core.status import Silence
 ANNOUNCED_WITHIN = 4_000
 """Milliseconds after a host's time-to-live within which a collector announces its silence."""
 
+HEARTBEAT_GRACE = 10_000
+"""Milliseconds without a heartbeat after which a collector counts as not listening."""
+
 
 class Presence(enum.StrEnum):
     """What the lack of reports says of a host."""
@@ -38,7 +41,8 @@ def presence(received_at: int, ttl: int, silence: Silence, now: int, listening_s
     `listening_since` is when the collectors last began to listen without a gap until `now`; None
     when nobody listens. Silence that was announced already stays silence whoever listens. Silence
     that is due to be announced this very moment is not told before its event is written, so that
-    whoever is called stale has a `silent` event; a collector that does not get to it is not waited for.
+    whoever is called stale has a `silent` event; a collector that does not get to it is not waited for
+    longer than one that was heard last may already have been gone by then.
     """
     if not received_at:
         return Presence.NEVER_SEEN
@@ -49,7 +53,7 @@ def presence(received_at: int, ttl: int, silence: Silence, now: int, listening_s
     if listening_since is None:
         return Presence.UNKNOWN
     overdue = now - max(received_at, listening_since) - ttl
-    if overdue > ANNOUNCED_WITHIN:
+    if overdue > HEARTBEAT_GRACE:
         return Presence.STALE
     return Presence.FRESH if received_at >= listening_since else Presence.UNKNOWN
 

@@ -48,7 +48,8 @@ class CheckStatus(NamedTuple):
 class HostStatus(NamedTuple):
     """What is stored of a host that matters for comparing its next report.
 
-    `(epoch, seq)` is the high-water mark: the last report that took effect; (0, 0) before the first.
+    `(epoch, seq)` is the high-water mark: the last report that took effect. `epoch` is that of the
+    host's last Hello (0 before the first), `seq` is 0 until a report of it has taken effect.
     `measured_at` is that report's time by the agent's clock.
     `layout_id` is the layout of that report, empty before the first. `is_calm` says that every
     check is calm.

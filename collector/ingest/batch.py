@@ -13,7 +13,16 @@ from collector.core import diff
 from collector.core.diff import Changes
 from collector.core.rules import Plan, RuleSet
 from collector.core.status import CheckStatus, Event, HostStatus
-from collector.ingest.items import HostGone, Item, Registered, Registration, Rejudgement, Submission
+from collector.ingest.items import (
+    EpochOver,
+    HelloNeeded,
+    HostGone,
+    Item,
+    Registered,
+    Registration,
+    Rejudgement,
+    Submission,
+)
 from collector.store import hosts, statuses
 from collector.store.dialect import LatestRow, SeenRow
 from collector.store.errors import StoreConflict
@@ -25,7 +34,7 @@ _CACHED_HOSTS = 100_000  # per writer; about 4 kB each with a dozen checks
 _CACHED_LAYOUTS = 10_000  # their numbers alone
 _PLANNED_SERIES = 1_000_000  # checks and series in all cached plans; up to 300 bytes each
 
-Answer = Registered | int | HostGone | None
+Answer = Registered | int | HelloNeeded | None
 
 
 @dataclass(slots=True)
@@ -70,9 +79,8 @@ class BatchWriter:
         self._refresh_rules()
         writes = _Writes()
         with self._store.transaction() as tx:
-            registered = self._register(
-                tx, [item for item in items if isinstance(item, Registration)], writes
-            )
+            hellos = [item for item in items if isinstance(item, Registration) and not item.is_abandoned]
+            registered = self._register(tx, hellos, writes)
             self._load(tx, items, registered.values(), writes)
             answers = [self._apply_one(tx, item, registered, writes) for item in items]
             self._write(tx, writes)
@@ -128,7 +136,7 @@ class BatchWriter:
             if isinstance(item, Rejudgement):
                 missing.update(host for host, _ in item.hosts)
         for item in items:
-            if isinstance(item, Submission) and item.reports and item.host not in missing:
+            if isinstance(item, Submission) and item.host not in missing:
                 known = self._cache.get(item.host)
                 if known is None:
                     missing.add(item.host)
@@ -143,25 +151,30 @@ class BatchWriter:
         if isinstance(item, Rejudgement):
             self._judge_again(tx, item, writes)
             return None
+        if item.is_abandoned:
+            return None
         host = registered[item.record.host_id]
-        status = writes.after.get(host, writes.before[host].status)
-        return Registered(host, status.seq if status.epoch == item.epoch else 0)
+        known = writes.after.get(host, writes.before[host].status)
+        status = diff.begin_epoch(known, item.epoch)
+        if status is not known:
+            writes.after[host] = status
+        return Registered(host, status.seq)
 
-    def _take_reports(self, tx: Transaction, item: Submission, writes: _Writes) -> int | HostGone:
-        if item.facts is not None and not self._take_facts(tx, item, item.facts, writes):
-            return HostGone()
-        if not item.reports:
-            return 0
+    def _take_reports(self, tx: Transaction, item: Submission, writes: _Writes) -> int | HelloNeeded:
         host = item.host
         before = writes.before.get(host)
         if before is None:
             return HostGone()
         status = writes.after.get(host, before.status)
+        if status.epoch != item.epoch:
+            return EpochOver()
+        if item.facts is not None and not self._take_facts(tx, item, item.facts, status, writes):
+            return HostGone()
+        if not item.reports:
+            return 0
         changes = writes.changes
         for report in item.reports:
-            after = diff.take_report(
-                status, item.epoch, report, self._plan(report.layout), item.received_at, changes
-            )
+            after = diff.take_report(status, report, self._plan(report.layout), item.received_at, changes)
             if after is not status:
                 status = after
                 writes.latest[host] = report
@@ -171,7 +184,11 @@ class BatchWriter:
             writes.after[host] = status
         return status.seq
 
-    def _take_facts(self, tx: Transaction, item: Submission, facts: Facts, writes: _Writes) -> bool:
+    def _take_facts(
+        self, tx: Transaction, item: Submission, facts: Facts, status: HostStatus, writes: _Writes
+    ) -> bool:
+        if item.is_abandoned:
+            return True  # the next stream tells them, and may have told newer ones already
         stored_hash = hosts.load_facts_hashes(tx, [item.host]).get(item.host)
         if stored_hash is None:
             return False
@@ -181,6 +198,8 @@ class BatchWriter:
         changed, events = diff.compare_facts(hosts.load_facts(tx, item.host), facts, item.received_at)
         hosts.write_facts(tx, item.host, changed, new_hash)
         writes.events.extend([(item.host, item.hostname, event) for event in events])
+        # Written like a report: then they count only if the host is still as it was read.
+        writes.after[item.host] = status
         return True
 
     def _judge_again(self, tx: Transaction, item: Rejudgement, writes: _Writes) -> None:
@@ -188,10 +207,11 @@ class BatchWriter:
         now = self._now()
         for host, hostname in item.hosts:
             report, before = latest.get(host), writes.before.get(host)
-            if report is None or before is None or host in writes.after:
+            if report is None or before is None or host in writes.latest:
                 continue
+            known = writes.after.get(host, before.status)
             status = diff.judge_again(
-                before.status, self._plan(report.layout), report.values, report.results, now, writes.changes
+                known, self._plan(report.layout), report.values, report.results, now, writes.changes
             )
             if writes.changes:
                 writes.take_changes(host, hostname)

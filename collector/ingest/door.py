@@ -48,7 +48,7 @@ class Door:
             )
             for number in range(writers)
         ]
-        self._outbox: list[tuple[Writer, Item]] = []
+        self._outbox: list[tuple[Writer, Registration | Submission]] = []
 
     def start(self) -> None:
         """Start the writer threads."""
@@ -69,14 +69,17 @@ class Door:
         reports: Sequence[Report],
         received_at: int,
         facts: Facts | None = None,
+        cost: int = 1,
     ) -> int:
         """Commit reports of a registered host; its high-water mark after that.
 
-        Raises StoreError when the collector stops before it could commit, HostGone for a host that
-        was removed meanwhile.
+        `cost` is what they take up in queues and batches if that is more than their number.
+
+        Raises StoreError when the collector stops before it could commit, HelloNeeded for a host that
+        was removed or has begun another epoch meanwhile.
         """
         item = Submission(
-            host, record.hostname, epoch, reports, facts, received_at, self._loop.create_future()
+            host, record.hostname, epoch, reports, facts, received_at, self._loop.create_future(), cost
         )
         committed: int = await self._pass(record.host_id, item)
         return committed
@@ -111,17 +114,27 @@ class Door:
         weight = item.weight
         if not self.gate.try_enter(weight):
             await self.gate.enter(weight)
+        writer = self._writer_of(host_id)
         if not self._outbox:
             # What arrives in one turn of the loop wakes each writer once.
             self._loop.call_soon(self._flush)
-        self._outbox.append((self._writer_of(host_id), item))
-        # The writer counts it off, not this stream: the item stays in the inbox when the stream ends.
-        return await item.done
+        self._outbox.append((writer, item))
+        # The writer counts it off, whether or not this stream is still there. But what it has not begun
+        # with when the stream ends is taken back: after an outage it would be in the way of the living.
+        try:
+            return await item.done
+        except asyncio.CancelledError:
+            if writer.inbox.withdraw(item):
+                self.gate.leave(weight)
+            raise
 
     def _flush(self) -> None:
         outbox, self._outbox = self._outbox, []
         by_writer: dict[Writer, list[Item]] = {}
         for writer, item in outbox:
+            if item.done.cancelled():  # too early to be withdrawn
+                self.gate.leave(item.weight)
+                continue
             by_writer.setdefault(writer, []).append(item)
         for writer, items in by_writer.items():
             writer.inbox.put(items)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterable
 
 from collector.ingest.items import Item
@@ -15,7 +15,7 @@ class Inbox:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
-        self._items: deque[Item] = deque()
+        self._items: OrderedDict[Item, None] = OrderedDict()
         self._weight = 0
         self._wanted = 1
         self._closed = False
@@ -24,7 +24,7 @@ class Inbox:
         """Append items; wakes the writer if it waits for them."""
         with self._lock:
             for item in items:
-                self._items.append(item)
+                self._items[item] = None
                 self._weight += item.weight
             if self._weight >= self._wanted:
                 self._filled.notify()
@@ -36,22 +36,40 @@ class Inbox:
         commit for many hosts costs little more than one for a few.
         """
         with self._lock:
-            while not self._items:
-                if self._closed:
-                    return None
-                self._wanted = 1
-                self._filled.wait()
-            if self._weight < limit and not self._closed and linger:
-                self._wanted = limit
-                self._filled.wait(linger)
-            batch: list[Item] = []
-            weight = 0
-            while self._items and (not batch or weight + self._items[0].weight <= limit):
-                item = self._items.popleft()
-                weight += item.weight
-                batch.append(item)
-            self._weight -= weight
-            return batch
+            while True:
+                while not self._items:
+                    if self._closed:
+                        return None
+                    self._wanted = 1
+                    self._filled.wait()
+                if self._weight < limit and not self._closed and linger:
+                    self._wanted = limit
+                    self._filled.wait(linger)
+                if batch := self._pick(limit):
+                    return batch
+                # All of it was withdrawn while we lingered.
+
+    def _pick(self, limit: int) -> list[Item]:
+        batch: list[Item] = []
+        weight = 0
+        while self._items:
+            item = next(iter(self._items))
+            if batch and weight + item.weight > limit:
+                break
+            del self._items[item]
+            weight += item.weight
+            batch.append(item)
+        self._weight -= weight
+        return batch
+
+    def withdraw(self, item: Item) -> bool:
+        """Take back an item that nobody waits for any more; False if the writer has it already."""
+        with self._lock:
+            if item not in self._items:
+                return False
+            del self._items[item]
+            self._weight -= item.weight
+            return True
 
     def close(self) -> None:
         """Let the writer end when it has taken what is here."""

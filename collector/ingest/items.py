@@ -28,6 +28,11 @@ class Registration:
     done: asyncio.Future[Registered]
     weight = 1
 
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether its stream has ended: the host may have said another Hello since, and that one counts."""
+        return self.done.cancelled()
+
 
 @dataclass(slots=True, eq=False)
 class Submission:
@@ -40,11 +45,17 @@ class Submission:
     facts: Facts | None
     received_at: int
     done: asyncio.Future[int]
+    cost: int = 1
 
     @property
     def weight(self) -> int:
-        """How much of a queue or batch this takes up, in reports."""
-        return len(self.reports) or 1
+        """How much of a queue or batch this takes up, in reports; large ones count as several."""
+        return max(self.cost, len(self.reports))
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether its stream has ended."""
+        return self.done.cancelled()
 
 
 @dataclass(slots=True, eq=False)
@@ -62,5 +73,19 @@ class Rejudgement:
 Item = Registration | Submission | Rejudgement
 
 
-class HostGone(Exception):
+class HelloNeeded(Exception):
+    """What the stream's Hello said no longer holds; a new one makes it good."""
+
+
+class HostGone(HelloNeeded):
     """The host was removed while it was connected; its next Hello makes it anew."""
+
+    def __init__(self) -> None:
+        super().__init__("this host was removed; say Hello again")
+
+
+class EpochOver(HelloNeeded):
+    """The host has said Hello with another epoch since, perhaps to another collector."""
+
+    def __init__(self) -> None:
+        super().__init__("this host has begun another epoch; say Hello again")

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from collector.core.status import HostRecord
+from fleetpulse import convert
+from fleetpulse.convert import StreamResponse
 from fleetpulse.model import Layout
 
 _RECONNECTS_PER_SECOND = 200
 _RECONNECT_LEAST = 2.0  # seconds over which reconnects are spread at least
+_LAST_WRITE_PATIENCE = 5.0  # seconds that a stream we end may go on writing
+_GOODBYE_PATIENCE = 2.0  # seconds that agents have to take it from us
 
 
 @dataclass(slots=True, eq=False)
@@ -21,20 +29,90 @@ class Session:
     record: HostRecord
     epoch: int
     host: int
-    send_goodbye: Callable[[int], Awaitable[None]]
+    write: Callable[[StreamResponse], Awaitable[None]]
+    """For `send` alone: gRPC takes one message at a time."""
     task: asyncio.Task[object]
     layouts: dict[bytes, Layout] = field(default_factory=dict)
+    report_cost: float = 1.0
+    """How much of the host's pace one report takes up."""
     is_idle: bool = False
-    """Waiting for the agent, so that somebody else may write to the stream."""
+    """Nothing that the agent sent waits for an answer, so that it may be told to leave."""
+    held_since: float = 0.0
+    """Since when, by the monotonic clock, the agent waits for us; 0: it does not."""
+    writing_since: float = 0.0
+    """Since when a message waits for the agent to read; 0: none does."""
     goodbye: int | None = None
     """Milliseconds after which the agent is to come back, once it has been asked to leave."""
-    was_replaced: bool = False
+    ended: str = ""
+    """Why we ended the stream, if we did: a name in `COUNTED`."""
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _aside: set[asyncio.Task[None]] = field(default_factory=set)
+    _last_call: asyncio.TimerHandle | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a message is on its way, or waits for its turn."""
+        return self._turn.locked() or bool(self._aside)
+
+    async def send(self, message: StreamResponse) -> None:
+        """Write one message, after whatever is being written. Waits while the agent does not read."""
+        async with self._turn:
+            self.writing_since = time.monotonic()
+            await self.write(message)
+            self.writing_since = 0.0
+        if self.ended:
+            self.task.cancel()
+
+    def send_aside(self, message: StreamResponse) -> asyncio.Task[None]:
+        """Send while the stream's handler does something else. The task never fails."""
+        task = asyncio.create_task(self._send_quietly(message))
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
+        return task
+
+    def end(self, why: str) -> None:
+        """Have the stream's handler end it: at once, or after what is being written, if that goes quickly.
+
+        A write that is broken off leaves gRPC unable to tell the agent why.
+        """
+        if self.ended:
+            return
+        self.ended = why
+        if self.writing_since:
+            waited = time.monotonic() - self.writing_since
+            self._last_call = self.task.get_loop().call_later(
+                max(0.0, _LAST_WRITE_PATIENCE - waited), self.task.cancel
+            )
+        else:
+            self.task.cancel()
+
+    def close(self) -> None:
+        """The stream has ended: nothing is to be written any more."""
+        for task in self._aside:
+            task.cancel()
+        if self._last_call is not None:
+            self._last_call.cancel()
+
+    async def _send_quietly(self, message: StreamResponse) -> None:
+        with suppress(Exception):  # the stream may end at this very moment, and its handler tells why
+            await self.send(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds. How long a stream is left alone."""
+
+    look: float = 1.0  # between two looks at all streams
+    held: float = 5.0  # an agent waits for us before it is told to wait longer
+    unread: float = 60.0  # we wait for an agent to read
 
 
 class Sessions:
-    """The open streams by host. Used on one event loop only."""
+    """The open streams by host. Used on one event loop only. `counts` is where it counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, counts: Counter[str] | None = None, patience: Patience | None = None) -> None:
+        self.counts: Counter[str] = Counter() if counts is None else counts
+        self._patience = patience or Patience()
         self._by_host: dict[str, Session] = {}
         self._empty = asyncio.Event()
         self._empty.set()
@@ -47,13 +125,13 @@ class Sessions:
         """Make this the host's stream. An older one is ended: its peer is gone, or a double."""
         older = self._by_host.get(session.record.host_id)
         if older is not None:
-            older.was_replaced = True
-            older.task.cancel()
+            older.end("replaced")
         self._by_host[session.record.host_id] = session
         self._empty.clear()
 
     def leave(self, session: Session) -> None:
         """The stream has ended."""
+        session.close()
         if self._by_host.get(session.record.host_id) is session:
             del self._by_host[session.record.host_id]
         if not self._by_host:
@@ -63,17 +141,43 @@ class Sessions:
         """Wait until no stream is open."""
         await self._empty.wait()
 
+    async def watch(self) -> NoReturn:
+        """Keep agents waiting that wait for us, and end streams whose agents do not read; for ever."""
+        while True:
+            await asyncio.sleep(self._patience.look)
+            now = time.monotonic()
+            for session in list(self._by_host.values()):
+                self._look_at(session, now)
+
+    def _look_at(self, session: Session, now: float) -> None:
+        patience = self._patience
+        if session.writing_since and now - session.writing_since > patience.unread:
+            session.end("unread")
+        elif session.held_since and now - session.held_since > patience.held and not session.is_writing:
+            # An agent gives a stream up on which nothing is acked, unless it is told to go on waiting.
+            # The pauses differ, so that not all come at once when the database is back.
+            pause = int(random.uniform(1.0, 1.5) * patience.held * 1000)  # noqa: S311 - spreads load
+            session.send_aside(convert.encode_throttle(pause))
+            session.held_since = now
+            self.counts["held"] += 1
+
     async def say_goodbye(self) -> None:
         """Ask every agent to leave, and to come back at a time of its own.
 
-        A stream in the middle of a batch says goodbye itself, after its ack.
+        A stream in the middle of a batch says goodbye itself, after its ack. Who does not read is not
+        waited for.
         """
         self.are_closing = True
         sessions = list(self._by_host.values())
         spread = max(_RECONNECT_LEAST, len(sessions) / _RECONNECTS_PER_SECOND)
         for session in sessions:
-            session.goodbye = int(random.uniform(0.5, 0.5 + spread) * 1000)  # noqa: S311 - spreads load
-        await asyncio.gather(
-            *[session.send_goodbye(session.goodbye or 0) for session in sessions if session.is_idle],
-            return_exceptions=True,  # a stream may end at this very moment
-        )
+            # Early enough for the next collector, which calls who does not come in time silent.
+            latest = 0.5 + min(spread, session.record.ttl / 2000)
+            session.goodbye = int(random.uniform(0.5, latest) * 1000)  # noqa: S311 - spreads load
+        sends = [
+            session.send_aside(convert.encode_goodbye(session.goodbye or 0))
+            for session in sessions
+            if session.is_idle
+        ]
+        if sends:
+            await asyncio.wait(sends, timeout=_GOODBYE_PATIENCE)

@@ -12,11 +12,12 @@ import structlog
 
 from collector.ingest.batch import Answer, BatchWriter
 from collector.ingest.inbox import Inbox
-from collector.ingest.items import HostGone, Item, Registration, Rejudgement, Submission
+from collector.ingest.items import Item, Registration, Rejudgement, Submission
 from collector.store.errors import (
     SchemaMismatch,
     StoreConflict,
     StoreError,
+    StoreLocked,
     StoreMisconfigured,
     StoreUnavailable,
 )
@@ -71,15 +72,15 @@ class Writer(threading.Thread):
         while True:
             try:
                 answers = self._batches.apply(items)
-            except StoreConflict as conflict:
-                self._batches.forget(items)
-                if attempt >= _CONFLICTS:
-                    return self._one_by_one(items, conflict)
-            except (StoreUnavailable, SchemaMismatch, StoreMisconfigured) as error:
+            except (StoreUnavailable, StoreLocked, SchemaMismatch, StoreMisconfigured) as error:
                 self._batches.forget(items)
                 self._on_outcome(error)
                 if self._abandon.is_set():
                     return [error] * len(items)
+            except StoreConflict as conflict:
+                self._batches.forget(items)
+                if attempt >= _CONFLICTS:
+                    return self._one_by_one(items, conflict)
             except Exception as error:  # noqa: BLE001 - whatever one host's data does, the others go on
                 self._batches.forget(items)
                 return self._one_by_one(items, error)
@@ -92,6 +93,8 @@ class Writer(threading.Thread):
 
     def _one_by_one(self, items: Sequence[Item], error: Exception) -> Sequence[Outcome]:
         if len(items) == 1:
+            # If the database has given a reason that we know, something is wrong with this item alone.
+            self._on_outcome(error if type(error) is StoreError else None)
             log.error(
                 "cannot store what a host sent", item=_describe(items[0]), error=str(error), exc_info=error
             )
@@ -127,6 +130,3 @@ def _describe(item: Item) -> str:
     if isinstance(item, Rejudgement):
         return f"{len(item.hosts)} hosts judged by new rules"
     return getattr(item, "hostname", None) or f"Hello of {item.record.hostname}"  # type: ignore[union-attr]
-
-
-__all__ = ["HostGone", "Writer"]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from collector.core.silence import listening_since
-from collector.store.store import Transaction
+from collector.core.silence import HEARTBEAT_GRACE, listening_since
+from collector.store.store import Row, Transaction
 
 HEARTBEAT_INTERVAL = 2_000
 """Milliseconds between two heartbeats of a collector."""
 
-HEARTBEAT_GRACE = 5 * HEARTBEAT_INTERVAL
-"""Milliseconds without a heartbeat after which a collector counts as not listening."""
-
 
 class CollectorRow(NamedTuple):
-    """A collector as its last heartbeat left it. Times in milliseconds by its own clock."""
+    """A collector as its last heartbeat left it. Times in milliseconds by the collectors' clock."""
 
     name: str
     address: str
@@ -61,6 +59,39 @@ def forget_collector(tx: Transaction, name: str) -> None:
     tx.execute("DELETE FROM collector WHERE name = %s", (name,))
 
 
+def load_live(tx: Transaction) -> list[CollectorRow]:
+    """The collectors that were heard a moment ago by the database's clock, whatever their own says."""
+    rows = tx.query(
+        "SELECT name, address, version, pool_size, listening_since, heartbeat_at, stopped_at, database_at, "  # noqa: S608
+        f"{tx.dialect.clock_expression} FROM collector WHERE stopped_at IS NULL ORDER BY name"
+    )
+    return [
+        CollectorRow(*row)
+        for *row, database_at, database_now in rows
+        if abs(database_now - database_at) <= HEARTBEAT_GRACE
+    ]
+
+
+def load_time_of_others(tx: Transaction, name: str) -> int:
+    """The time by the fastest live collector but `name`; 0 when there is no other.
+
+    Rather too early than too late: a step of the database's clock adds at most a heartbeat's interval.
+    """
+    rows = tx.query(
+        f"SELECT heartbeat_at, {tx.dialect.clock_expression} - database_at FROM collector "  # noqa: S608 - names of ours
+        "WHERE stopped_at IS NULL AND name <> %s",
+        (name,),
+    )
+    return max(
+        (
+            heartbeat_at + min(max(0, age), HEARTBEAT_INTERVAL)
+            for heartbeat_at, age in rows
+            if abs(age) <= HEARTBEAT_GRACE
+        ),
+        default=0,
+    )
+
+
 def load_listening(tx: Transaction) -> Listening:
     """The collectors' time, and since when they have been listening without a gap."""
     rows = tx.query(
@@ -68,13 +99,23 @@ def load_listening(tx: Transaction) -> Listening:
     )
     if not rows:
         return Listening(int(tx.query(f"SELECT {tx.dialect.clock_expression}")[0][0]), None)
-    # The database's clock carries the collector's to wherever this runs.
-    _, heartbeat_at, _, database_at, database_now = max(rows, key=lambda row: row[3])
+    # All live collectors share one time, so the last word is the highest. The database's clock, which
+    # may have been set since, only carries it to wherever this runs.
+    _, heartbeat_at, _, database_at, database_now = max(rows, key=lambda row: row[1])
     now = heartbeat_at + max(0, database_now - database_at)
-    if all(stopped_at for _, _, stopped_at, _, _ in rows):
-        return Listening(now, None)
-    heard = [(since, stopped_at or beat_at) for since, beat_at, stopped_at, _, _ in rows]
-    return Listening(now, listening_since(heard, now, HEARTBEAT_GRACE))
+    return Listening(now, _listening_since([row[:3] for row in rows], now))
+
+
+def load_listening_since(tx: Transaction, now: int) -> int | None:
+    """Since when collectors have been listening without a gap, for one that knows the time itself."""
+    return _listening_since(tx.query("SELECT listening_since, heartbeat_at, stopped_at FROM collector"), now)
+
+
+def _listening_since(rows: Sequence[Row], now: int) -> int | None:
+    if all(stopped_at for _, _, stopped_at in rows):
+        return None
+    heard = [(since, stopped_at or heartbeat_at) for since, heartbeat_at, stopped_at in rows]
+    return listening_since(heard, now, HEARTBEAT_GRACE)
 
 
 def load_setting(tx: Transaction, name: str, *, lock: bool = False) -> str | None:

@@ -87,8 +87,8 @@ class Dialect(ABC):
         """Whether the connection cannot be used any more after this error."""
 
     @abstractmethod
-    def to_store_error(self, error: Exception) -> StoreError:
-        """What a driver's error means to us."""
+    def to_store_error(self, error: Exception, elapsed: float) -> StoreError:
+        """What a driver's error means to us, in a transaction that began so many seconds ago."""
 
     @abstractmethod
     def sql(self, statement: str) -> str:

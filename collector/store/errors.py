@@ -15,6 +15,10 @@ class StoreConflict(StoreError):
     """Somebody else changed the same rows: roll back, load again and repeat."""
 
 
+class StoreLocked(StoreConflict):
+    """Somebody else has held the same rows for as long as anyone waits: roll back, and repeat."""
+
+
 class StoreReadOnly(StoreUnavailable):
     """The database answers but takes no writes: read-only or full."""
 

@@ -8,6 +8,7 @@ parameter per value 8.4 and 12.5; a JSON parameter unfolded by JSON_TABLE 3.7 an
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from collector.store.errors import (
     SchemaMismatch,
     StoreConflict,
     StoreError,
+    StoreLocked,
     StoreMisconfigured,
     StoreReadOnly,
     StoreRefused,
@@ -30,12 +32,17 @@ from collector.store.url import MysqlUrl
 # https://mariadb.com/kb/en/mariadb-error-code-reference/ and the client's errmsg.h
 _LOST = frozenset({1053, 1080, 1158, 1159, 1160, 1161, 1927, 2006, 2013, 2014, 2027, 2055, 3169, 4031})
 _UNAVAILABLE = _LOST | {1040, 1047, 1129, 1152, 1203, 1226, 1317, 2002, 2003, 2005, 2026}
-_CONFLICT = frozenset({1020, 1062, 1205, 1213, 1451, 1452})
+_CONFLICT = frozenset({1020, 1062, 1213, 1451, 1452})
+_LOCK_WAIT = 1205
 _READ_ONLY = frozenset({3, 1021, 1030, 1036, 1114, 1290, 1792, 1836, 4176})
 _MISCONFIGURED = frozenset({1044, 1045, 1049, 1130, 1142, 1143, 1227, 1251, 1698, 2054, 2059, 2061})
 _SCHEMA = frozenset({1054, 1146})
 
-_CONNECT_TIMEOUT = 5  # seconds
+_CONNECT_TIMEOUT = 5  # seconds until the server's first word
+# For who tries for ever, because each attempt that is given up is one more connection that a server
+# which stood still finds when it wakes up. Over TCP a server may also vanish without a word.
+_PATIENT_CONNECT_TIMEOUT = 60
+_PATIENT_SOCKET_TIMEOUT = 86_400
 _IO_TIMEOUT = 30  # seconds for one read or write on the connection
 _LOCK_TIMEOUT = 5  # seconds until a row lock is given up and the batch repeated
 
@@ -117,7 +124,10 @@ class MysqlDialect(Dialect):
     single_writer = False
     clock_expression = "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)"
 
-    def __init__(self, url: MysqlUrl, password: str):
+    def __init__(self, url: MysqlUrl, password: str, *, patient: bool):
+        self._connect_timeout = _CONNECT_TIMEOUT
+        if patient:
+            self._connect_timeout = _PATIENT_SOCKET_TIMEOUT if url.unix_socket else _PATIENT_CONNECT_TIMEOUT
         self._options: dict[str, Any] = {"user": url.user, "password": password, "database": url.database}
         if url.unix_socket:
             self._options["unix_socket"] = url.unix_socket
@@ -129,7 +139,7 @@ class MysqlDialect(Dialect):
             **self._options,
             conv={**MySQLdb.converters.conversions, _Rows: _paste_rows},
             charset="utf8mb4",
-            connect_timeout=_CONNECT_TIMEOUT,
+            connect_timeout=self._connect_timeout,
             read_timeout=_IO_TIMEOUT,
             write_timeout=_IO_TIMEOUT,
         )
@@ -151,13 +161,17 @@ class MysqlDialect(Dialect):
     def is_lost(self, error: Exception) -> bool:
         return isinstance(error, MySQLdb.InterfaceError) or _code(error) in _LOST
 
-    def to_store_error(self, error: Exception) -> StoreError:
+    def to_store_error(self, error: Exception, elapsed: float) -> StoreError:
         code = _code(error)
         text = f"database: {error.args[1] if len(error.args) > 1 else error} (error {code})"
+        if _has_timed_out(code, text, elapsed):
+            text = f"database: does not answer: {text.removeprefix('database: ')}"
         if isinstance(error, MySQLdb.InterfaceError) or code in _UNAVAILABLE:
             return StoreUnavailable(text)
         if isinstance(error, MySQLdb.DataError):  # too long, out of range, not in the character set
             return StoreRefused(text)
+        if code == _LOCK_WAIT:
+            return StoreLocked(text)
         if code in _CONFLICT:
             return StoreConflict(text)
         if code in _READ_ONLY:
@@ -200,6 +214,11 @@ class MysqlDialect(Dialect):
     def connection_budget(self, cursor: Any) -> int | None:
         cursor.execute("SELECT @@max_connections")
         return int(cursor.fetchone()[0])
+
+
+def _has_timed_out(code: int, text: str, elapsed: float) -> bool:
+    """Whether a lost connection is one on which we gave up waiting: the driver has one number for both."""
+    return code in _LOST and (elapsed >= _IO_TIMEOUT or f"system error: {errno.ETIMEDOUT}" in text)
 
 
 def _code(error: Exception) -> int:

@@ -13,6 +13,7 @@ from collector.store.errors import (
     SchemaMismatch,
     StoreConflict,
     StoreError,
+    StoreLocked,
     StoreMisconfigured,
     StoreReadOnly,
     StoreRefused,
@@ -26,8 +27,8 @@ _WRONG_TYPE = 3091  # SQLITE_CONSTRAINT_DATATYPE, which Python has no name for
 
 # https://www.sqlite.org/rescode.html, primary codes
 _ERRORS: dict[int, type[StoreError]] = {
-    sqlite3.SQLITE_BUSY: StoreConflict,
-    sqlite3.SQLITE_LOCKED: StoreConflict,
+    sqlite3.SQLITE_BUSY: StoreLocked,
+    sqlite3.SQLITE_LOCKED: StoreLocked,
     sqlite3.SQLITE_CONSTRAINT: StoreConflict,
     sqlite3.SQLITE_TOOBIG: StoreRefused,
     sqlite3.SQLITE_MISMATCH: StoreRefused,
@@ -109,7 +110,7 @@ class SqliteDialect(Dialect):
     def is_lost(self, error: Exception) -> bool:
         return isinstance(error, sqlite3.ProgrammingError)
 
-    def to_store_error(self, error: Exception) -> StoreError:
+    def to_store_error(self, error: Exception, elapsed: float) -> StoreError:  # noqa: ARG002 - the error says all
         text = f"database {self._path}: {error}"
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if "no such table" in str(error) or "no such column" in str(error):

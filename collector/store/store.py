@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from collector.store.dialect import Dialect
@@ -14,13 +16,33 @@ from collector.store.url import SqliteUrl, parse_url
 
 Row = tuple[Any, ...]
 
+_NOBODY = 0  # no thread has this number
+
 
 class Transaction:
-    """One open transaction. Valid only inside `Store.transaction`, in the thread that opened it."""
+    """One open transaction. Valid only inside `Store.transaction`, in the thread that opened it.
+
+    Anywhere else its methods raise RuntimeError: two threads on one connection read each other's
+    answers, and a transaction that has ended is somebody else's by now.
+    """
 
     def __init__(self, dialect: Dialect, cursor: Any):
         self.dialect = dialect
-        self.cursor = cursor
+        self._cursor = cursor
+        self._owner = get_ident()
+
+    @property
+    def cursor(self) -> Any:
+        """The driver's cursor."""
+        if get_ident() != self._owner:
+            raise RuntimeError(
+                "this transaction belongs to another thread" if self._owner else "this transaction has ended"
+            )
+        return self._cursor
+
+    def end(self) -> None:
+        """Called when the block is left: what still refers to the transaction cannot use it any more."""
+        self._owner = _NOBODY
 
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> int:
         """Run a statement written with %s; how many rows it affected."""
@@ -66,16 +88,23 @@ class Store:
         on it; one that is lost later loses the transaction (StoreUnavailable).
         """
         with self._pool.checkout() as link:
+            began = time.monotonic()
+            tx: Transaction | None = None
             try:
-                cursor = self._begin(link, write)
-                yield Transaction(self.dialect, cursor)
-                link.open().commit()
+                raw = self._begin(link, write)
+                cursor = raw.cursor()
+                tx = Transaction(self.dialect, cursor)
+                yield tx
+                raw.commit()
                 cursor.close()
             except BaseException as error:
                 self._roll_back(link, error)
                 if isinstance(error, self.dialect.driver_error):
-                    raise self.dialect.to_store_error(error) from error
+                    raise self.dialect.to_store_error(error, time.monotonic() - began) from error
                 raise
+            finally:
+                if tx is not None:
+                    tx.end()
 
     def _begin(self, link: Link, write: bool) -> Any:
         try:
@@ -87,7 +116,7 @@ class Store:
             link.discard()
             raw = link.open()
             self.dialect.begin(raw, write=write)
-        return raw.cursor()
+        return raw
 
     def _roll_back(self, link: Link, error: BaseException) -> None:
         if isinstance(error, Exception) and self.dialect.is_lost(error):
@@ -111,11 +140,20 @@ class Store:
 
 
 def open_store(
-    url: str, *, password: str = "", pool_size: int, pool_timeout: float = 5.0, create: bool = False
+    url: str,
+    *,
+    password: str = "",
+    pool_size: int,
+    pool_timeout: float = 5.0,
+    create: bool = False,
+    patient: bool = False,
 ) -> Store:
     """The store at a database address; connects only when used.
 
-    `create` allows an embedded database file, and its folder, to be made. Raises StoreMisconfigured.
+    `create` allows an embedded database file, and its folder, to be made. `patient` waits a minute,
+    not seconds, for a server that accepts a connection and says nothing: for who tries again for ever,
+    because each attempt that is given up is one more that the server finds when it wakes up. Raises
+    StoreMisconfigured.
     """
     address = parse_url(url)
     if isinstance(address, SqliteUrl):
@@ -129,7 +167,7 @@ def open_store(
         raise StoreMisconfigured(
             f"database {address}: mysqlclient cannot be loaded ({error}); run: pip install 'fleetpulse[mysql]'"
         ) from None
-    return Store(MysqlDialect(address, password), pool_size, pool_timeout)
+    return Store(MysqlDialect(address, password, patient=patient), pool_size, pool_timeout)
 
 
 def _check_file(path: Path, *, create: bool) -> None:

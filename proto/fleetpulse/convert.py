@@ -7,6 +7,7 @@ for whatever a well-behaved peer would not send. Unknown fields are ignored, as 
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -83,6 +84,20 @@ Response = Welcome | Ack | Throttle | Goodbye
 
 StreamRequest = pb.StreamRequest
 """An encoded message to the collector. Opaque everywhere else."""
+
+StreamResponse = pb.StreamResponse
+"""An encoded message to the agent. Opaque everywhere else."""
+
+
+def decode_request(data: bytes) -> pb.StreamRequest:
+    """One message of an agent, as it came over the wire.
+
+    Raises WireError for bytes that are none, such as text that is not UTF-8.
+    """
+    try:
+        return pb.StreamRequest.FromString(data)
+    except DecodeError as error:
+        raise WireError(f"not a message: {error}") from None
 
 
 def encode_hello(hello: Hello) -> pb.StreamRequest:
@@ -219,11 +234,19 @@ def encode_batch(reports: Iterable[bytes]) -> pb.StreamRequest:
     return batch
 
 
-def decode_batch(message: pb.ReportBatch, layouts: Mapping[bytes, Layout]) -> list[Report]:
-    """The reports of a batch, judged against the layouts that its stream announced.
+def decode_batch(
+    message: pb.ReportBatch, layouts: Mapping[bytes, Layout], most: int = sys.maxsize
+) -> list[Report]:
+    """The reports of a batch, `most` at most, judged against the layouts that its stream announced.
 
-    Raises WireError for a report of an unknown layout, of the wrong length, or out of order.
+    Raises WireError for none or too many, and for a report of an unknown layout, of the wrong length, or
+    out of order.
     """
+    count = len(message.reports)
+    if not 0 < count <= most:  # before they cost anything
+        raise WireError(
+            f"{count} reports in one batch, more than {most}" if count else "a batch without reports"
+        )
     reports = [_decode_report(report, layouts) for report in message.reports]
     for earlier, later in itertools.pairwise(reports):
         if later.seq <= earlier.seq:

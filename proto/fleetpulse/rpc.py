@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
 import grpc.aio
 
 from fleetpulse.v1 import ingest_pb2 as pb
@@ -14,6 +16,10 @@ StreamCall = grpc.aio.StreamStreamCall[pb.StreamRequest, pb.StreamResponse]
 """One open stream, seen from the agent."""
 
 
+ServedStream = grpc.aio.ServicerContext[bytes, pb.StreamResponse]
+"""One open stream, seen from the collector. It reads bytes: see `serve_streams`."""
+
+
 class CallOverError(Exception):
     """Nothing can be written, because the call has ended; reading it tells why."""
 
@@ -21,6 +27,24 @@ class CallOverError(Exception):
 def open_stream(channel: grpc.aio.Channel) -> StreamCall:
     """Start the stream on `channel`; nothing has been sent or waited for when this returns."""
     return IngestServiceStub(channel).Stream()
+
+
+def serve_streams(
+    server: grpc.aio.Server, handler: Callable[[object, ServedStream], Awaitable[None]]
+) -> None:
+    """Have `handler` serve every stream that is opened on `server`, as (unused, context).
+
+    What the context reads is not decoded: a message that cannot be is the agent's mistake, and gRPC would
+    call it ours (INTERNAL) before anybody could count it.
+    """
+    service = pb.DESCRIPTOR.services_by_name["IngestService"]
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, pb.StreamResponse]] = {
+        method.name: grpc.stream_stream_rpc_method_handler(
+            handler, request_deserializer=None, response_serializer=pb.StreamResponse.SerializeToString
+        )
+        for method in service.methods
+    }
+    server.add_registered_method_handlers(service.full_name, handlers)
 
 
 async def read_response(call: StreamCall) -> pb.StreamResponse | None:

@@ -256,7 +256,7 @@ _HANGING = """
 import sys, threading
 import agent.service
 class Hanging:
-    def __init__(self, config): pass
+    def __init__(self, config, last_layout): pass
     def measure(self, now, at):
         print("hanging", flush=True)
         threading.Event().wait()

@@ -21,7 +21,7 @@ def test_defaults() -> None:
     assert loaded.path is None
     assert (config.collector, config.interval, config.time_to_live) == ("127.0.0.1:18443", 15, 45)
     assert (config.spool.max_age, config.spool.max_size) == (86_400, 64 << 20)
-    assert config.ack_deadline == 30
+    assert config.ack_deadline == 15
 
 
 def test_file_then_environment(tmp_path: Path) -> None:

@@ -61,6 +61,18 @@ def test_a_failed_check_keeps_its_instances_without_values():
         assert results(content) == {CheckKey("f", "/"): unknown, CheckKey("f", "/home"): unknown}
 
 
+def test_what_fails_in_the_first_round_after_a_restart_is_not_taken_for_gone():
+    before = build(ReportBuilder(), f={"/": {A: 1.0, B: 2.0}, "/home": {A: 1.0}}, other={"": {A: 1.0}})
+    builder = ReportBuilder(before.layout)
+    content = build(builder, f=Failure("timed out after 5 s"), other={"": {A: 7.0}})
+    assert content.layout is before.layout
+    unknown = (State.UNKNOWN, "timed out after 5 s")
+    assert results(content) == {CheckKey("f", "/"): unknown, CheckKey("f", "/home"): unknown}
+    # Only what the check itself no longer finds, or what is no longer configured, is dropped.
+    content = build(builder, f={"/": {A: 1.0, B: 2.0}})
+    assert [check.key for check in content.layout.checks] == [CheckKey("f", "/")]
+
+
 def test_a_failed_instance_keeps_its_series():
     builder = ReportBuilder()
     build(builder, f={"/": {A: 1.0}, "/nfs": {A: 1.0}})

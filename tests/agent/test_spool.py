@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import gc
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +34,8 @@ AnySpool = DiskSpool | MemorySpool
 
 def decoded(waiting: Waiting, *layouts: Layout) -> list[Report]:
     known = {layout.id: layout for layout in layouts or (CPU, WIDE)}
+    if not waiting.reports:
+        return []
     batch = pb.ReportBatch(reports=[pb.Report.FromString(report) for report in waiting.reports])
     return convert.decode_batch(batch, known)
 
@@ -44,13 +49,23 @@ def fill(spool: AnySpool, count: int, measured_at: int = 0) -> None:
         spool.append(measured_at, CPU, (1.5,), ())
 
 
+class Clock:
+    """Monotonic seconds that a test sets."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
 @pytest.fixture(params=["disk", "memory"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., AnySpool]:
     if request.param == "memory":
         return MemorySpool
 
-    def on_disk(limits: Limits | None = None) -> DiskSpool:
-        spool = DiskSpool(tmp_path / "spool.db", limits)
+    def on_disk(limits: Limits | None = None, clock: Callable[[], float] = time.monotonic) -> DiskSpool:
+        spool = DiskSpool(tmp_path / "spool.db", limits, clock)
         request.addfinalizer(spool.close)
         return spool
 
@@ -125,17 +140,53 @@ def test_beyond_the_size_the_oldest_are_dropped_and_counted(make: Callable[..., 
 
 
 def test_beyond_the_age_the_oldest_are_dropped_and_counted(make: Callable[..., AnySpool]) -> None:
-    spool = make(Limits(max_age=1000))
-    for measured_at in (0, 500, 1000, 1700):
-        fill(spool, 1, measured_at)
+    clock = Clock()
+    spool = make(Limits(max_age=1000), clock=clock)
+    for clock.seconds in (100.0, 100.5, 101.0, 101.7):
+        fill(spool, 1)
     assert [(r.seq, r.dropped) for r in decoded(spool.peek(*MANY))] == [(3, 0), (4, 2)]
 
 
+def test_a_wall_clock_that_jumps_drops_nothing_and_travels_as_it_is(make: Callable[..., AnySpool]) -> None:
+    clock = Clock()
+    spool = make(Limits(max_age=1000), clock=clock)
+    walls = (0, 1_800_000_000_000, 5, 4_000_000_000_000)
+    for wall in walls:
+        clock.seconds += 0.1
+        fill(spool, 1, wall)
+    assert [(r.measured_at, r.dropped) for r in decoded(spool.peek(*MANY))] == [(wall, 0) for wall in walls]
+
+
+def test_age_counts_the_time_in_which_an_agent_ran(tmp_path: Path) -> None:
+    limits = Limits(max_age=12_000)
+    # The machine boots anew each time: its monotonic clock starts near 0, its wall clock anywhere.
+    for boot, wall in enumerate((0, 1_800_000_000_000, 300)):
+        clock = Clock(5.0 * boot)
+        spool = DiskSpool(tmp_path / "spool.db", limits, clock)
+        for _ in range(4):
+            clock.seconds += 1
+            fill(spool, 1, wall)
+        assert seqs(spool) == list(range(1, 4 * boot + 5)), "nothing is too old, whatever the clocks say"
+        spool.close()
+    # 14.5 s have passed in all, as the time between two boots does not count.
+    clock = Clock(1000.0)
+    spool = DiskSpool(tmp_path / "spool.db", limits, clock)
+    clock.seconds += 2.5
+    fill(spool, 1)
+    assert seqs(spool)[0] == 3
+    clock.seconds += 60
+    fill(spool, 1)
+    assert [(r.seq, r.dropped) for r in decoded(spool.peek(*MANY))] == [(14, 13)]
+    spool.close()
+
+
 def test_what_is_acked_is_not_dropped(make: Callable[..., AnySpool]) -> None:
-    spool = make(Limits(max_age=1000))
-    fill(spool, 3, 0)
+    clock = Clock()
+    spool = make(Limits(max_age=1000), clock=clock)
+    fill(spool, 3)
     spool.ack(3)
-    fill(spool, 1, 5000)
+    clock.seconds = 5.0
+    fill(spool, 1)
     assert [(r.seq, r.dropped) for r in decoded(spool.peek(*MANY))] == [(4, 0)]
 
 
@@ -329,7 +380,7 @@ def test_a_full_disk_stops_no_report(tmp_path: Path, caplog: pytest.LogCaptureFi
         spool.append(0, WIDE, (0.5,) * 1000, ())
     assert "full" in caplog.text
     assert caplog.text.count("kept in memory") == 1
-    assert spool.epoch != epoch, "the file does not know these numbers"
+    assert spool.epoch == epoch
     assert seqs(spool) == [1, 2, 3, 4, 5]
     assert set(spool.peek(*MANY).layouts) == {CPU.id, WIDE.id}
     assert spool.pending() == 5
@@ -340,11 +391,168 @@ def test_a_full_disk_stops_no_report(tmp_path: Path, caplog: pytest.LogCaptureFi
     fill(spool, 1)
     reports = decoded(spool.peek(*MANY))
     assert [(r.seq, r.dropped) for r in reports] == [(4, 0), (6, 1)]
-    epoch = spool.epoch
     spool.close()
     reopened = DiskSpool(path)
     assert (reopened.epoch, seqs(reopened)) == (epoch, [4, 6])
     reopened.close()
+
+
+def test_at_the_stop_the_disk_gets_what_only_memory_has(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    spool = DiskSpool(path)
+    fill(spool, 1)
+    spool._writer.execute("PRAGMA query_only = 1")
+    fill(spool, 3)
+    spool.ack(2)
+    spool._writer.execute("PRAGMA query_only = 0")
+    spool.close()
+    fill(spool, 1)  # a round that hung over the stop
+    reopened = DiskSpool(path)
+    assert seqs(reopened) == [3, 4]
+    assert reopened.epoch == spool.epoch
+    reopened.close()
+
+
+def test_a_new_epoch_needs_no_disk(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    spool = DiskSpool(path)
+    fill(spool, 1)
+    before = spool.epoch
+    spool._writer.execute("PRAGMA query_only = 1")
+    spool.new_epoch()
+    assert spool.epoch != before
+    spool._writer.execute("PRAGMA query_only = 0")
+    fill(spool, 1)
+    spool._writer.close()
+    reopened = DiskSpool(path)  # as after kill -9
+    assert reopened.epoch == spool.epoch
+    reopened.close()
+    spool.close()
+
+
+def test_a_spool_that_cannot_be_replaced_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Corrupt, and its folder takes no new file just then: what is new is sent from memory."""
+    caplog.set_level("INFO")
+    path = tmp_path / "spool.db"
+    spool = DiskSpool(path)
+    fill(spool, 3)
+    epoch = spool.epoch
+    spool._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with path.open("r+b") as file:
+        file.write(b"\xa5" * path.stat().st_size)
+
+    def refuse(_: Path) -> Path:
+        raise SpoolError("cannot set the corrupt spool aside: Read-only file system")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("agent.spool_file.set_aside", refuse)
+        with pytest.raises(SpoolError, match="set the corrupt spool aside"):
+            spool.peek(*MANY)
+        changed = spool.epoch
+        assert changed != epoch
+        fill(spool, 2)
+        assert seqs(spool) == [4, 5]
+        assert spool.pending() == 2
+    fill(spool, 1)
+    assert seqs(spool) == [4, 5, 6]
+    assert spool.epoch == changed
+    assert "takes reports again" in caplog.text
+    spool.close()
+    reopened = DiskSpool(path)
+    assert seqs(reopened) == [4, 5, 6]
+    reopened.close()
+
+
+def test_a_spool_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    reports = [Report(seq, seq, CPU, (float(seq),), ()) for seq in (7, 8, 9)]
+    with sqlite3.connect(path) as old:
+        old.executescript(
+            """
+            PRAGMA journal_mode = WAL;
+            CREATE TABLE report (
+                seq INTEGER PRIMARY KEY AUTOINCREMENT, measured_at INTEGER NOT NULL,
+                layout_id BLOB NOT NULL, payload BLOB NOT NULL, dropped INTEGER NOT NULL
+            );
+            CREATE TABLE layout (id BLOB PRIMARY KEY, payload BLOB NOT NULL) WITHOUT ROWID;
+            CREATE TABLE meta (epoch INTEGER NOT NULL, lost INTEGER NOT NULL);
+            INSERT INTO meta VALUES (4711, 2);
+            PRAGMA user_version = 1;
+            """
+        )
+        old.execute("INSERT INTO layout VALUES (?, ?)", (CPU.id, convert.layout_to_wire_bytes(CPU)))
+        old.executemany(
+            "INSERT INTO report VALUES (?, ?, ?, ?, 0)",
+            [(r.seq, 1_700_000_000_000 + r.seq, CPU.id, convert.encode_report(r)) for r in reports],
+        )
+        old.execute("INSERT INTO report VALUES (12, 0, x'', x'', 0)")
+        old.execute("DELETE FROM report WHERE seq = 12")
+    old.close()
+    spool = DiskSpool(path)
+    assert (spool.epoch, spool.last_seq, decoded(spool.peek(*MANY))) == (4711, 12, reports)
+    fill(spool, 1)
+    assert [(r.seq, r.dropped) for r in decoded(spool.peek(*MANY))] == [(7, 0), (8, 0), (9, 0), (13, 2)]
+    spool.close()
+
+
+def test_the_layout_of_the_newest_report_is_known_after_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    spool = DiskSpool(path)
+    assert spool.last_layout is None
+    fill(spool, 1)
+    spool.append(0, WIDE, (0.0,) * 1000, ())
+    spool.ack(2)
+    spool.close()
+    reopened = DiskSpool(path)
+    assert reopened.last_layout == WIDE
+    assert (reopened.pending(), seqs(reopened)) == (0, [])
+    fill(reopened, 1)
+    assert reopened.pending() == 1
+    reopened.close()
+    with sqlite3.connect(path) as other:
+        assert other.execute("SELECT count(*) FROM layout").fetchone() == (1,)
+    other.close()
+
+
+def test_a_discarded_number_is_not_given_again(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    spool = DiskSpool(path)
+    fill(spool, 2)
+    spool.discard(2)
+    reopened = DiskSpool(path)  # as after kill -9
+    assert reopened.append(0, CPU, (1.0,), ()) == 3
+    reopened.close()
+    spool.close()
+
+
+def test_a_backlog_of_a_day_leaves_without_passing_through_memory(make: Callable[..., AnySpool]) -> None:
+    spool = make()
+    if isinstance(spool, DiskSpool):
+        spool._writer.execute("PRAGMA synchronous = OFF")
+    layout = layout_of("day", 60)
+    for _ in range(5760):  # at 15 s
+        spool.append(0, layout, (1.5,) * 60, ())
+    total = 5760 * len(spool.peek(1, 1).reports[0])
+    threads = threading.active_count()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        taken = 0
+        while waiting := spool.peek(200, 1 << 18).reports:
+            taken += len(waiting)
+            spool.ack(taken)
+        del waiting
+        spool.append(0, layout, (1.5,) * 60, ())
+        after, peak = (used - before for used in tracemalloc.get_traced_memory())
+    finally:
+        tracemalloc.stop()
+    assert taken == 5760
+    assert peak < total / 10
+    assert after < total / 10
+    assert threading.active_count() <= threads
 
 
 def test_memory_holds_only_so_much_for_a_disk_that_takes_nothing(
@@ -356,6 +564,12 @@ def test_memory_holds_only_so_much_for_a_disk_that_takes_nothing(
     fill(spool, 5)
     reports = decoded(spool.peek(*MANY))
     assert [(r.seq, r.dropped) for r in reports] == [(3, 0), (4, 1), (5, 1)]
+    monkeypatch.setattr("agent.spool._MAX_UNSAVED", 100)
+    monkeypatch.setattr("agent.spool._MAX_UNSAVED_SIZE", 10_000)
+    for number in range(30):
+        spool.append(0, layout_of(f"wide{number}", 1000), (0.0,) * 1000, ())
+    assert [r.seq for r in spool._unsaved] == [34, 35]
+    assert len(spool._encoded) == 2
     spool._writer.execute("PRAGMA query_only = 0")
     spool.close()
 
@@ -367,9 +581,10 @@ def test_an_unusable_place_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_foreign_errors_stop_at_the_file(tmp_path: Path) -> None:
     spool = DiskSpool(tmp_path / "spool.db")
-    spool.close()
+    spool._reader.close()
     with pytest.raises(SpoolError, match="closed"):
         spool.peek(*MANY)
+    spool.close()
     with pytest.raises(SpoolError), spool_file.errors(tmp_path):
         raise sqlite3.OperationalError("disk I/O error")
 

@@ -18,7 +18,7 @@ from agent.backoff import Backoff
 from agent.delivery import Delivery
 from agent.memory_spool import MemorySpool
 from agent.spool import DiskSpool
-from agent.stream import Timeouts
+from agent.stream import Timeouts, channel_options
 from fleetpulse import convert
 from fleetpulse.model import CheckKey, CheckLayout, Hello, HostId, Layout, Measurement, Report
 from tests.agent.scripted_collector import Script, serving, until
@@ -106,6 +106,7 @@ def test_welcome_says_where_to_resume() -> None:
     async def test() -> None:
         spool, script = MemorySpool(), Script(committed_seq=7)
         fill(spool, 10)
+        spool.sent_seq = 10  # as after a restart, when nobody knows what was sent
         async with serving(script) as port, delivering(port, spool):
             await until(lambda: spool.pending() == 0)
         assert script.batches == [[8, 9, 10]]
@@ -190,24 +191,90 @@ def test_a_silent_peer_is_left() -> None:
     run(test)
 
 
-def test_throttle_pauses_and_extends_the_ack_deadline() -> None:
+def test_throttle_extends_the_ack_deadline_for_as_long_as_it_is_repeated() -> None:
     async def test() -> None:
         spool, script = MemorySpool(), Script(acks=False, max_batch_reports=1)
         fill(spool, 2)
         loop = asyncio.get_running_loop()
-        async with serving(script) as port, delivering(port, spool, timeouts=Timeouts(5, ack=0.3)):
+        async with serving(script) as port, delivering(port, spool, timeouts=Timeouts(5, ack=0.5)):
             await until(lambda: script.batches == [[1]])
             begin = loop.time()
-            await script.say(convert.encode_throttle(600))
-            await until(lambda: loop.time() > begin + 0.5)  # past the ack deadline, still in the pause
+            while loop.time() < begin + 1.5:  # past the ack deadline, three times
+                await script.say(convert.encode_throttle(100))
+                await asyncio.sleep(0.05)  # the pace at which it is repeated, not a wait
             assert len(script.hellos) == 1
+            assert script.batches == [[1]]
+            await until(lambda: len(script.hellos) == 2)  # not for longer than it was repeated
+
+    run(test)
+
+
+def test_an_ack_ends_the_pause() -> None:
+    """The collector asks for patience while its database is away, and the Ack says that it is back."""
+
+    async def test() -> None:
+        spool, script = MemorySpool(), Script(acks=False, max_batch_reports=1)
+        fill(spool, 3)
+        async with serving(script) as port, delivering(port, spool):
+            await until(lambda: script.batches == [[1]])
+            await script.say(convert.encode_throttle(200_000))
             script.acks = True
             await script.say(convert.encode_ack(1))
-            await until(lambda: spool.pending() == 1)
-            assert script.batches == [[1]]
             await until(lambda: spool.pending() == 0)
-            assert loop.time() >= begin + 0.6
-            assert len(script.hellos) == 1
+        assert script.batches == [[1], [2], [3]]
+        assert len(script.hellos) == 1
+
+    run(test)
+
+
+def test_throttle_holds_the_next_batch_back() -> None:
+    async def test() -> None:
+        spool, script = MemorySpool(), Script()
+        fill(spool, 1)
+        loop = asyncio.get_running_loop()
+        async with serving(script) as port, delivering(port, spool) as delivery:
+            await until(lambda: spool.pending() == 0)
+            begin = loop.time()
+            await script.say(convert.encode_throttle(300))
+            await until(lambda: delivery._stream is not None and delivery._stream._resume_at > 0)
+            fill(spool, 1)
+            delivery.wake()
+            await until(lambda: spool.pending() == 0)
+            assert loop.time() >= begin + 0.3
+        assert len(script.hellos) == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("interval", [100, 11_000, 15_000, 60_000, 3_600_000])
+def test_an_idle_connection_is_pinged_within_two_intervals_and_never_too_often(interval: int) -> None:
+    options = dict(channel_options(interval))
+    ping, patience = options["grpc.keepalive_time_ms"], options["grpc.keepalive_timeout_ms"]
+    assert ping > 10_000, "a collector ends connections that ping more often"
+    assert ping <= 30_000
+    assert patience >= 5_000
+    assert ping + patience < 2 * max(interval, 11_000)
+
+
+def test_what_a_rolled_back_spool_knows_is_not_sent_again(tmp_path: Path) -> None:
+    """A disk that lost its last writes, or a restored snapshot: the collector has more than the spool."""
+
+    async def test() -> None:
+        before = DiskSpool(tmp_path / "spool.db")
+        for number in range(3):
+            before.append(0, LAYOUT, (float(number),), ())
+        before.close()
+        spool, script = DiskSpool(tmp_path / "spool.db"), Script()
+        epoch = spool.epoch
+        script.committed[epoch] = 5
+        # As many new reports as were lost, and more: their numbers alone do not show that they are new.
+        for number in range(4):
+            spool.append(0, LAYOUT, (10.0 + number,), ())
+        async with serving(script) as port, delivering(port, spool):  # type: ignore[arg-type]
+            await until(lambda: spool.pending() == 0)
+        assert [hello.epoch for hello in script.hellos] == [epoch, spool.epoch]
+        assert [r.values[0] for r in script.reports.values()] == [10.0, 11.0, 12.0, 13.0]
+        spool.close()
 
     run(test)
 
@@ -262,7 +329,7 @@ def test_goodbye_over_and_over_is_no_hot_loop() -> None:
         begin = asyncio.get_running_loop().time()
         async with serving(script) as port, delivering(port, spool, draw=draw, backoff=Backoff(0.02, 0.2)):
             await until(lambda: len(script.hellos) == 5)
-        assert asyncio.get_running_loop().time() - begin >= 0.04 + 0.08 + 0.16
+        assert asyncio.get_running_loop().time() - begin >= 0.02 + 0.02 + 0.04
 
     run(test)
 
@@ -388,6 +455,39 @@ def test_over_restarts_of_the_collector_every_report_arrives_once() -> None:
         assert delivered > 0
         assert script.seqs() == list(range(1, spool.last_seq + 1))
         assert [r.values[0] for r in script.reports.values()] == list(range(spool.last_seq))
+
+    run(test)
+
+
+def test_as_many_tries_as_an_outage_of_hours_takes_leave_nothing_behind() -> None:
+    """In the C library neither: threads, descriptors, and the memory that the kernel counts."""
+
+    async def test() -> None:
+        tries = 0
+
+        def draw() -> float:
+            nonlocal tries
+            tries += 1
+            return 1.0
+
+        def used() -> tuple[int, int, int]:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            threads, files = (len(list(Path(f"/proc/self/{of}").iterdir())) for of in ("task", "fd"))
+            return pages * 4096, threads, files
+
+        async with serving(Script()) as port:
+            pass
+        spool = MemorySpool()
+        fill(spool, 100)
+        async with delivering(port, spool, draw=draw, backoff=Backoff(0.001, 0.001)):
+            await until(lambda: tries > 150)
+            before = used()
+            await until(lambda: tries > 600, seconds=25)
+            memory, threads, files = (now - then for now, then in zip(used(), before, strict=True))
+        assert memory < 8 << 20
+        assert threads < 20
+        assert files < 40
+        assert spool.pending() == 100
 
     run(test)
 

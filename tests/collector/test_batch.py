@@ -14,8 +14,8 @@ import pytest
 
 from collector.core.rules import RuleSet
 from collector.core.status import HostRecord
-from collector.ingest.batch import BatchWriter
-from collector.ingest.items import Item, Registered, Registration, Submission
+from collector.ingest.batch import Answer, BatchWriter
+from collector.ingest.items import EpochOver, Item, Registered, Registration, Submission
 from collector.store.errors import StoreConflict
 from collector.store.schema import upgrade
 from collector.store.store import Store, Transaction, open_store
@@ -24,6 +24,7 @@ from tests.collector.fleet import record
 from tests.mariadb_server import MariadbServer
 
 NO_RULES = RuleSet(())
+SMALL = Layout((CheckLayout(CheckKey("c"), (Measurement("m", "1"),)),))
 
 
 class PausingStore:
@@ -169,3 +170,99 @@ def test_ever_new_layouts_are_forgotten_again(store: Store) -> None:
         batches.apply([submission(host, identity, Report(seq, 1, wide, (0.5,) * 20_000))])  # type: ignore[arg-type]
     del wide
     assert sum(layout() is not None for layout in seen) <= 50
+
+
+# --- epochs ---
+
+
+def spoken(host: Registered, identity: HostRecord, epoch: int, *seqs: int) -> Submission:
+    """Reports of one epoch as a stream submits them."""
+    reports = [Report(seq, 1, SMALL, (0.5,)) for seq in seqs]
+    return Submission(host.host, identity.hostname, epoch, reports, None, 1_000, _nobody_waits())
+
+
+def hello(identity: HostRecord, epoch: int) -> Registration:
+    return Registration(identity, epoch, 1_000, _nobody_waits())
+
+
+def apply_repeatedly(batches: BatchWriter, items: Sequence[Item]) -> list[Answer]:
+    """As a writer thread does when another collector wrote the same host."""
+    try:
+        return batches.apply(items)
+    except StoreConflict:
+        batches.forget(items)
+        return batches.apply(items)
+
+
+def test_a_report_stuck_in_one_collector_does_not_turn_back_the_epoch_begun_at_another(store: Store) -> None:
+    """The mark of the new epoch would be lost, and what was delivered be taken again."""
+    one, other = writer(store), writer(store)
+    identity = record()
+    [host] = one.apply([hello(identity, 7)])
+    assert one.apply([spoken(host, identity, 7, 1)]) == [1]  # type: ignore[arg-type]
+    stuck = spoken(host, identity, 7, 2)  # type: ignore[arg-type]
+    # The agent loses its spool, and begins anew with another collector.
+    assert other.apply([hello(identity, 8)]) == [Registered(host.host, 0)]  # type: ignore[union-attr]
+    assert other.apply([spoken(host, identity, 8, 1, 2, 3)]) == [3]  # type: ignore[arg-type]
+    [answer] = apply_repeatedly(one, [stuck])
+    assert isinstance(answer, EpochOver)
+    assert apply_repeatedly(other, [spoken(host, identity, 8, 3, 4)]) == [4]  # type: ignore[arg-type]
+    assert count_events(store) == {"added": 1, "new-epoch": 1}
+
+
+def test_a_report_of_an_old_epoch_is_refused_before_the_new_one_has_reported(store: Store) -> None:
+    one, other = writer(store), writer(store)
+    identity = record()
+    [host] = one.apply([hello(identity, 7)])
+    one.apply([spoken(host, identity, 7, 1)])  # type: ignore[arg-type]
+    other.apply([hello(identity, 8)])
+    [answer] = apply_repeatedly(one, [spoken(host, identity, 7, 2)])  # type: ignore[arg-type]
+    assert isinstance(answer, EpochOver)
+    assert count_events(store) == {"added": 1}
+
+
+def test_what_waits_in_one_batch_keeps_the_order_of_its_hellos(store: Store) -> None:
+    batches = writer(store)
+    identity = record()
+    [host] = batches.apply([hello(identity, 7)])
+    first, begun, late, second = batches.apply(
+        [
+            spoken(host, identity, 7, 1, 2),  # type: ignore[arg-type]
+            hello(identity, 8),
+            spoken(host, identity, 7, 3),  # type: ignore[arg-type]
+            spoken(host, identity, 8, 1),  # type: ignore[arg-type]
+        ]
+    )
+    assert (first, begun, second) == (2, Registered(host.host, 0), 1)  # type: ignore[union-attr]
+    assert isinstance(late, EpochOver)
+
+
+def test_a_hello_whose_stream_has_ended_has_no_effect(store: Store) -> None:
+    """It waited for the database while its agent was replaced; the next one's epoch stays."""
+    batches = writer(store)
+    identity = record()
+    [host] = batches.apply([hello(identity, 8)])
+    batches.apply([spoken(host, identity, 8, 1)])  # type: ignore[arg-type]
+    abandoned = hello(dataclasses.replace(identity, boot_id="old"), 7)
+    abandoned.done.cancel()
+    batches.apply([abandoned])
+    assert batches.apply([spoken(host, identity, 8, 2)]) == [2]  # type: ignore[arg-type]
+    assert count_events(store) == {"added": 1}
+
+
+def test_facts_of_an_old_epoch_do_not_overwrite_newer_ones(store: Store) -> None:
+    one, other = writer(store), writer(store)
+    identity = record()
+
+    def told(host: int, epoch: int, kernel: str) -> Submission:
+        facts = {"os.kernel": kernel}
+        return Submission(host, identity.hostname, epoch, (), facts, 1_000, _nobody_waits())
+
+    [host] = one.apply([hello(identity, 7)])
+    assert isinstance(host, Registered)
+    assert one.apply([told(host.host, 7, "6.1")]) == [0]
+    other.apply([hello(identity, 8)])
+    other.apply([told(host.host, 8, "6.12")])
+    [answer] = apply_repeatedly(one, [told(host.host, 7, "6.6")])
+    assert isinstance(answer, EpochOver)
+    assert count_events(store) == {"added": 1, "fact": 1}

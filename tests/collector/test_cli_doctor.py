@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from collector.cli.main import run
 from collector.store.collectors import CollectorRow, Listening
 from fleetpulse.model import State
 from tests.collector.cli_process import environment, run_cli
+from tests.faults import ReadOnly
 from tests.mariadb_server import MariadbServer
 
 NOW = 1_000_000_000
@@ -50,6 +52,18 @@ def test_pools_must_fit() -> None:
     assert full.state is State.CRITICAL
     assert "8 here and 8 of 1 other live collector, of max_connections 25 less a reserve of 10" in full.text
     assert judge(18, collector("b", stopped=True), collector("c", ago=60_000)).state is State.OK
+
+
+def test_a_slow_write_is_a_warning() -> None:
+    assert findings.judge_writing(3).state is State.OK
+    assert findings.judge_writing(1_500).state is State.WARNING
+
+
+def test_a_collector_that_does_not_serve_says_why() -> None:
+    told = findings.judge_refusal("here", "database: Too many connections (error 1040)")
+    assert told.state is State.CRITICAL
+    assert told.text == "here answers, but does not serve: database: Too many connections (error 1040)"
+    assert "stopping" in findings.judge_refusal("here", "").advice
 
 
 def test_somebody_must_listen() -> None:
@@ -123,9 +137,17 @@ def test_a_house_in_order_and_out_of_it(database_url: str, tmp_path: Path, state
             if status == 0 or time.monotonic() > deadline:
                 break
         assert set(found.values()) == {"OK"}
-        assert {"configuration", "rules", "database", "schema", "pool", "collectors", "clock", "port"} <= set(
-            found
-        )
+        assert {
+            "configuration",
+            "rules",
+            "database",
+            "schema",
+            "writes",
+            "pool",
+            "collectors",
+            "clock",
+            "port",
+        } <= set(found)
         assert ("disk" in found) is database_url.startswith("sqlite")
     status, found = states(database_url, listen)
     assert (found["collectors"], found["port"]) == ("CRITICAL", "CRITICAL")
@@ -165,3 +187,29 @@ def test_a_server_with_too_few_connections(mariadb: MariadbServer, tmp_path: Pat
 def test_a_database_that_cannot_be_had(url: str, tmp_path: Path, states: States) -> None:
     _, found = states(url, f"unix:{tmp_path}/s")
     assert found["database"] == "CRITICAL"
+
+
+def test_a_database_that_can_be_read_and_takes_no_writes(
+    mariadb: MariadbServer, tmp_path: Path, states: States
+) -> None:
+    url = mariadb.fresh_database()
+    run_cli(url, "db", "upgrade")
+    account = mariadb.account(url)
+    with ReadOnly(mariadb, "whatever"):
+        status, found = states(account, f"unix:{tmp_path}/s")
+    assert (status, found["database"], found["schema"], found["writes"]) == (2, "OK", "OK", "CRITICAL")
+    _, found = states(account, f"unix:{tmp_path}/s")
+    assert found["writes"] == "OK"
+
+
+def test_a_writer_that_does_not_let_go(
+    tmp_path: Path, states: States, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("collector.store.sqlite._BUSY_TIMEOUT", 0.05)
+    url = f"sqlite:///{tmp_path}/f.db"
+    run_cli(url, "db", "upgrade")
+    other = sqlite3.connect(tmp_path / "f.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    _, found = states(url, f"unix:{tmp_path}/s")
+    other.close()
+    assert (found["database"], found["writes"], found["pool"]) == ("OK", "CRITICAL", "OK")

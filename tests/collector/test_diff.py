@@ -47,7 +47,8 @@ class Host:
         layout = layout or self.layout
         changes = Changes()
         report = Report(self.seq, self.now - 5, layout, values, tuple(results), dropped)
-        self.status = diff.take_report(self.status, epoch, report, self.rules.plan(layout), self.now, changes)
+        self.status = diff.begin_epoch(self.status, epoch)
+        self.status = diff.take_report(self.status, report, self.rules.plan(layout), self.now, changes)
         return changes
 
     def state(self, key=ROOT):

@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.core.silence import FleetSilence, LastWord, Presence, listening_since, presence, sweep
+from collector.core.silence import (
+    HEARTBEAT_GRACE,
+    FleetSilence,
+    LastWord,
+    Presence,
+    listening_since,
+    presence,
+    sweep,
+)
 from collector.core.status import Silence
 
 INTERVAL, TTL = 15_000, 45_000
@@ -25,11 +33,11 @@ def look(suspects, expected=1000, listening=0, fleet=FleetSilence(), now=NOW):  
         (TTL, Silence.NONE, 0, Presence.FRESH),
         (TTL + 1, Silence.NONE, 0, Presence.FRESH),  # about to be announced
         (TTL + 1, Silence.ALONE, 0, Presence.STALE),
-        (TTL + 4_001, Silence.NONE, 0, Presence.STALE),
+        (TTL + HEARTBEAT_GRACE + 1, Silence.NONE, 0, Presence.STALE),
         (TTL + 1, Silence.NONE, None, Presence.UNKNOWN),
         (TTL + 1, Silence.NONE, NOW - TTL, Presence.UNKNOWN),
         (10 * TTL, Silence.NONE, NOW - TTL - 1, Presence.UNKNOWN),
-        (10 * TTL, Silence.NONE, NOW - TTL - 4_001, Presence.STALE),
+        (10 * TTL, Silence.NONE, NOW - TTL - HEARTBEAT_GRACE - 1, Presence.STALE),
         (3 * TTL, Silence.ALONE, None, Presence.STALE),
         (3 * TTL, Silence.FLEET, NOW, Presence.STALE),
     ],

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from collector.core.silence import HEARTBEAT_GRACE
 from collector.core.status import CheckStatus, Event, EventKind, HostStatus, Silence
 from collector.store import collectors, hosts, schema, statuses
-from collector.store.collectors import HEARTBEAT_GRACE, CollectorRow, Listening
+from collector.store.collectors import CollectorRow, Listening
 from collector.store.dialect import SeenRow
 from collector.store.errors import SchemaMismatch, StoreConflict, StoreUnavailable
 from collector.store.store import Store, open_store

@@ -16,6 +16,7 @@ from collector.store.errors import (
     SchemaMismatch,
     StoreConflict,
     StoreError,
+    StoreLocked,
     StoreMisconfigured,
     StoreReadOnly,
     StoreRefused,
@@ -35,7 +36,7 @@ def use(store: Store) -> None:
 def opened() -> Iterator[Callable[..., Store]]:
     stores: list[Store] = []
 
-    def open_one(url: str, *, pool_size: int = 2, **options: object) -> Store:
+    def open_one(url: str, *, pool_size: int = 3, **options: object) -> Store:
         store = open_store(url, pool_size=pool_size, pool_timeout=1, **options)  # type: ignore[arg-type]
         stores.append(store)
         return store
@@ -109,7 +110,7 @@ def test_no_driver_error_is_left_behind_its_map(store: Store) -> None:
     kinds = [dialect.driver_error, *_subclasses(dialect.driver_error)]
     for kind in kinds:
         for arguments in ((), ("text",), (0, ""), (99999, "unheard of")):
-            assert isinstance(dialect.to_store_error(kind(*arguments)), StoreError)
+            assert isinstance(dialect.to_store_error(kind(*arguments), 0.0), StoreError)
 
 
 def _subclasses(kind: type) -> list[type]:
@@ -146,7 +147,7 @@ def test_sqlite_locked_by_another_writer(
     store = opened(url)
     other = sqlite3.connect(tmp_path / "f.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(StoreConflict, match="locked"):
+    with pytest.raises(StoreLocked, match="locked"):
         use(store)
     with store.transaction(write=False) as tx:  # readers are not in the way
         assert tx.query("SELECT COUNT(*) FROM host") == [(0,)]
@@ -236,13 +237,14 @@ def test_mariadb_lock_timeout_and_deadlock(
     opened: Callable[..., Store], mariadb: MariadbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("collector.store.mysql._LOCK_TIMEOUT", 1)
-    store = opened(mariadb.fresh_database())
+    store_url = mariadb.fresh_database()
+    store = opened(store_url)
     upgrade(store, lambda: 1)
     with store.transaction() as tx:
         tx.execute("INSERT INTO setting (name, content) VALUES ('a', ''), ('b', '')")
-    with store.transaction() as holder:
+    with opened(store_url).transaction() as holder:
         holder.execute("UPDATE setting SET content = 'x' WHERE name = 'a'")
-        with pytest.raises(StoreConflict, match="1205"), store.transaction() as tx:
+        with pytest.raises(StoreLocked, match="1205"), store.transaction() as tx:
             tx.execute("UPDATE setting SET content = 'y' WHERE name = 'a'")
     both_hold_one = threading.Barrier(2)
 
@@ -250,7 +252,7 @@ def test_mariadb_lock_timeout_and_deadlock(
         try:
             with store.transaction() as tx:
                 tx.execute("UPDATE setting SET content = 'z' WHERE name = %s", (first,))
-                both_hold_one.wait()
+                both_hold_one.wait(20)
                 tx.execute("UPDATE setting SET content = 'z' WHERE name = %s", (second,))
         except StoreConflict as error:
             return str(error)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
+from dataclasses import replace
 
 import grpc
 
@@ -52,6 +54,72 @@ def test_a_report_that_the_database_refuses_is_refused_and_harms_nobody(mariadb_
         )
     )
     assert collector.is_running
+
+
+def test_text_that_is_not_utf_8_is_the_agents_mistake_and_is_counted(sqlite_site: Site) -> None:
+    """Not an INTERNAL error, which would be ours and which agents repeat for ever."""
+    collector = sqlite_site.collector()
+    hello = convert.encode_hello(new_hello()).SerializeToString()
+    broken = hello.replace(b"hostname", b"\xff\xfe\xff\xfe\xff\xfe\xff\xfe")
+    assert broken != hello
+    code, details = asyncio.run(_send_bytes(sqlite_site.address, broken))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert details.startswith("not a message")
+    assert collector.stop() == 0
+    assert json.loads(collector.wait_for_log('"stopped"'))["malformed"] == 1
+
+
+def test_a_host_that_connects_too_often_is_asked_to_stay_away_for_a_while(sqlite_site: Site) -> None:
+    collector = sqlite_site.collector(limits_hellos_per_minute="1")
+    hello = new_hello()
+
+    def connect(said: Hello) -> grpc.StatusCode:
+        return asyncio.run(_send_bytes(sqlite_site.address, convert.encode_hello(said).SerializeToString()))[
+            0
+        ]
+
+    codes = [connect(replace(hello, epoch=epoch)) for epoch in range(1, 5)]
+    # With RESOURCE_EXHAUSTED an agent waits at least 30 s.
+    assert codes == [grpc.StatusCode.OK] * 2 + [grpc.StatusCode.RESOURCE_EXHAUSTED] * 2
+    assert connect(new_hello()) is grpc.StatusCode.OK, "another host may"
+    assert collector.stop() == 0
+    assert json.loads(collector.wait_for_log('"stopped"'))["too_many_hellos"] == 2
+
+
+def test_agents_that_leave_while_they_are_welcomed_leave_nothing_behind(sqlite_site: Site) -> None:
+    collector = sqlite_site.collector()
+    asyncio.run(_say_hello_and_leave(sqlite_site.address, 200))
+    assert asyncio.run(_send_bytes(sqlite_site.address, b""))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    assert collector.stop() == 0
+    assert json.loads(collector.wait_for_log('"stopping"'))["streams"] == 0
+
+
+def new_hello() -> Hello:
+    return Hello(HostId(str(uuid.uuid4())), "hostname", "m", "b", 1, "1", 60_000, 180_000)
+
+
+async def _send_bytes(address: str, data: bytes) -> tuple[grpc.StatusCode, str]:
+    """Send one message and nothing more; how the stream ends."""
+    async with asyncio.timeout(30), grpc.aio.insecure_channel(address) as channel:
+        call = channel.stream_stream("/fleetpulse.v1.IngestService/Stream")()
+        await call.write(data)
+        await call.done_writing()
+        try:
+            while await call.read() is not grpc.aio.EOF:
+                pass
+        except grpc.aio.AioRpcError as error:
+            return error.code(), error.details() or ""
+        return await call.code(), ""
+
+
+async def _say_hello_and_leave(address: str, times: int) -> None:
+    """Cancelled at all moments between Hello and a little after Welcome."""
+    async with asyncio.timeout(60), grpc.aio.insecure_channel(address) as channel:
+        for number in range(times):
+            call = open_stream(channel)
+            await write_request(call, convert.encode_hello(new_hello()))
+            await asyncio.sleep(0.0002 * (number % 50))
+            call.cancel()
 
 
 async def _report_failure(address: str, message: str) -> tuple[grpc.StatusCode, str]:

@@ -78,8 +78,8 @@ def test_an_unchanged_report_writes_two_rows_and_a_change_one_event(counted_site
     written = rows_changed(server)
     reports = summary["reports_acked"]
     assert reports >= 10 * 12
-    # One row more for each host: the one that Hello made.
-    assert written["host_seen"] == reports + 10
+    # For each host once: the row that Hello made, the epoch that it named, and the first facts.
+    assert written["host_seen"] == reports + 30
     assert written["host_latest"] == reports + 10
     events = server.query("SELECT kind, COUNT(*) FROM event GROUP BY kind", database="t1")
     told = dict(events)

@@ -87,7 +87,7 @@ def test_facts_round_trip(facts: dict[str, str]) -> None:
     assert convert.decode_facts(over_the_wire(convert.encode_facts(facts)).facts) == facts
 
 
-@given(st.lists(reports(), max_size=4, unique_by=lambda report: report.seq))
+@given(st.lists(reports(), min_size=1, max_size=4, unique_by=lambda report: report.seq))
 def test_batch_round_trip(batch: list[Report]) -> None:
     batch.sort(key=lambda report: report.seq)
     message = over_the_wire(convert.encode_batch(map(convert.encode_report, batch)))

@@ -1,0 +1,349 @@
+"""Agents that behave as badly as they can, to be run beside good ones.
+
+    python -m bench.attackers NAME --collector 127.0.0.1:18443 --seconds 10
+
+Each attack goes on for so long and no longer, and only ever talks to a loopback address. Prints one JSON
+line at the end: how often it did what it does, and with which status codes the collector answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import math
+import os
+import random
+import resource
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from bench.simulated_host import LAYOUT
+from fleetpulse import convert
+from fleetpulse.model import CheckKey, CheckLayout, CheckResult, Hello, HostId, Layout, Report, State
+from fleetpulse.v1 import ingest_pb2 as pb
+
+METHOD = "/fleetpulse.v1.IngestService/Stream"
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_reconnect_backoff_ms", 200),
+]
+_WIDE = Layout(tuple(CheckLayout(CheckKey("plugin", str(number)), ()) for number in range(2_000)))
+
+said: Counter[str] = Counter()
+"""What was done and what the collector said to it."""
+
+
+class Attack:
+    """Where to, and until when by the monotonic clock."""
+
+    def __init__(self, address: str, seconds: float, name: str = "attacker"):
+        self.name = name
+        self.address = address
+        self.ends_at = time.monotonic() + seconds
+        self.host_id = HostId(str(uuid.uuid4()))
+
+    @property
+    def goes_on(self) -> bool:
+        return time.monotonic() < self.ends_at
+
+    def hello(self, **change: Any) -> pb.StreamRequest:
+        """This attacker's Hello, as it should be but for `change`."""
+        names = {"host_id": self.host_id, "hostname": self.name, "machine_id": "m", "boot_id": "b"}
+        fields = {**names, "epoch": 1, "agent_version": "1", "interval": 1000, "ttl": 3000}
+        return convert.encode_hello(Hello(**{**fields, **change}))
+
+    async def streams(self, speak: Callable[[Any], Awaitable[None]], abreast: int = 1) -> None:
+        """Open streams one after the other, `abreast` at once on one connection, and note how each ends."""
+        async with grpc.aio.insecure_channel(self.address, options=_OPTIONS) as channel:
+            await asyncio.gather(*[self._one_after_the_other(channel, speak) for _ in range(abreast)])
+
+    async def _one_after_the_other(self, channel: Any, speak: Callable[[Any], Awaitable[None]]) -> None:
+        while self.goes_on:
+            call = channel.stream_stream(METHOD)()
+            said["streams"] += 1
+            try:
+                async with asyncio.timeout(max(0.0, self.ends_at - time.monotonic())):
+                    await speak(call)
+                    while await call.read() is not grpc.aio.EOF:
+                        pass
+                    said[(await call.code()).name] += 1
+            except TimeoutError:
+                call.cancel()
+            except grpc.aio.AioRpcError as error:
+                said[error.code().name] += 1
+            except (asyncio.InvalidStateError, grpc.aio.BaseError):
+                said["broken"] += 1
+
+
+async def _send(call: Any, data: bytes) -> None:
+    """Write without replacing the collector's status by one of gRPC's own; see `fleetpulse.rpc`."""
+    await call.wait_for_connection()
+    await call._cython_call.send_serialized_message(data)
+
+
+def _batch(reports: list[Report]) -> bytes:
+    return convert.encode_batch(map(convert.encode_report, reports)).SerializeToString()
+
+
+async def _greet(attack: Attack, call: Any, layout: Layout = LAYOUT, **change: Any) -> None:
+    await _send(call, attack.hello(**change).SerializeToString())
+    answer = await call.read()
+    if answer is grpc.aio.EOF:
+        raise asyncio.InvalidStateError("ended instead of a Welcome")
+    await _send(call, convert.encode_layout(layout).SerializeToString())
+
+
+async def flood(attack: Attack) -> None:
+    """200 reports in a message, the next as soon as the last is acked: beyond 10,000 a second if let."""
+    values = tuple(random.random() for _ in range(LAYOUT.series_count))
+
+    async def speak(call: Any) -> None:
+        await _greet(attack, call, epoch=random.randrange(1, 2**62))
+        for first in itertools.count(1, 200):
+            await _send(call, _batch([Report(first + n, 1, LAYOUT, values) for n in range(200)]))
+            if await call.read() is grpc.aio.EOF:
+                return
+            said["messages"] += 1
+
+    await attack.streams(speak)
+
+
+async def deaf(attack: Attack) -> None:
+    """One report a message, as fast as flow control lets it, and never an ack read."""
+    values = tuple(random.random() for _ in range(LAYOUT.series_count))
+
+    async def speak(call: Any) -> None:
+        await _greet(attack, call, epoch=random.randrange(1, 2**62))
+        for seq in itertools.count(1):
+            await _send(call, _batch([Report(seq, 1, LAYOUT, values)]))
+            said["messages"] += 1
+
+    await attack.streams(speak)
+
+
+async def heavy(attack: Attack) -> None:
+    """Reports of 2,000 checks that all change their state each time: as many events as there can be."""
+
+    async def speak(call: Any) -> None:
+        await _greet(attack, call, _WIDE, epoch=random.randrange(1, 2**62))
+        for seq in itertools.count(1):
+            state = (State.CRITICAL, State.OK)[seq % 2]
+            results = tuple(CheckResult(number, state, "m") for number in range(2_000))
+            await _send(call, _batch([Report(seq, 1, _WIDE, (), results)]))
+            if await call.read() is grpc.aio.EOF:
+                return
+            said["messages"] += 1
+
+    await attack.streams(speak)
+
+
+async def oversized(attack: Attack) -> None:
+    """A report of 50 MB."""
+    report = _batch([Report(1, 1, LAYOUT, (0.5,) * 6_250_000)])
+
+    async def speak(call: Any) -> None:
+        await _greet(attack, call)
+        await _send(call, report)
+
+    await attack.streams(speak)
+
+
+async def crowded(attack: Attack) -> None:
+    """A layout of 100,000 checks."""
+    layout = pb.StreamRequest()
+    layout.layout.checks.extend([pb.CheckLayout(name="c")] * 100_000)
+    message = layout.SerializeToString()
+
+    async def speak(call: Any) -> None:
+        await _greet(attack, call)
+        await _send(call, message)
+
+    await attack.streams(speak)
+
+
+async def garbage(attack: Attack) -> None:
+    """Bytes that are no message, text that is not UTF-8, on eight streams at once."""
+    good = attack.hello().SerializeToString()
+    samples = [b"", b"\xff" * 500, good.replace(b"attacker", b"\xff\xfetacker"), good[:-3], os.urandom(2_000)]
+
+    async def speak(call: Any) -> None:
+        await _send(call, random.choice(samples))
+
+    await attack.streams(speak, abreast=8)
+
+
+async def absurd(attack: Attack) -> None:
+    """Numbers that no machine measures, in every place that takes one."""
+    numbers = [math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324, -1.0]
+    ends = [2**63 - 1, -(2**63), 2**53, 0, -1]
+
+    async def speak(call: Any) -> None:
+        change: dict[str, Any] = random.choice(
+            [{}, {}, {"ttl": 2**63}, {"epoch": 2**64 - 1}, {"interval": 0}]
+        )
+        await _greet(attack, call, **change)
+        for seq in itertools.count(1):
+            batch = pb.StreamRequest()
+            report = batch.reports.reports.add(seq=seq, layout_id=LAYOUT.id)
+            report.values.extend(random.choices(numbers, k=LAYOUT.series_count))
+            report.measured_at_ms = random.choice([1, 1, 1, *ends])
+            report.dropped = random.choice([0, 0, 2**63 - 1, 2**64 - 1])
+            await _send(call, batch.SerializeToString())
+            if await call.read() is grpc.aio.EOF:
+                return
+            said["messages"] += 1
+
+    await attack.streams(speak, abreast=4)
+
+
+async def backwards(attack: Attack) -> None:
+    """Sequence numbers that go backwards, from one message to the next and within one."""
+    values = (0.5,) * LAYOUT.series_count
+
+    async def speak(call: Any) -> None:
+        await _greet(attack, call)
+        for seq in range(1_000, 0, -1):
+            await _send(call, _batch([Report(seq, 1, LAYOUT, values)]))
+            if await call.read() is grpc.aio.EOF:
+                return
+            said["messages"] += 1
+            if seq % 50 == 0:
+                await _send(call, _batch([Report(n, 1, LAYOUT, values) for n in (seq, seq - 1)]))
+
+    await attack.streams(speak)
+
+
+async def flapping(attack: Attack) -> None:
+    """Another epoch with every stream, one after the other, each with a report."""
+    values = (0.5,) * LAYOUT.series_count
+
+    async def speak(call: Any) -> None:
+        await _greet(attack, call, epoch=random.randrange(1, 2**62))
+        await _send(call, _batch([Report(1, 1, LAYOUT, values)]))
+        await call.read()
+        await call.done_writing()
+
+    await attack.streams(speak)
+
+
+async def doubles(attack: Attack) -> None:
+    """Two machines with one identity, each of which ends the other's stream."""
+    first, second = Attack(attack.address, 0, attack.name), Attack(attack.address, 0, attack.name)
+    first.ends_at = second.ends_at = attack.ends_at
+    first.host_id = second.host_id = attack.host_id
+    await asyncio.gather(flapping_alive(first), flapping_alive(second))
+
+
+async def flapping_alive(attack: Attack) -> None:
+    epoch = random.randrange(1, 2**62)
+    values = (0.5,) * LAYOUT.series_count
+
+    async def speak(call: Any) -> None:
+        await _greet(attack, call, epoch=epoch)
+        await _send(call, _batch([Report(1, 1, LAYOUT, values)]))
+
+    await attack.streams(speak)
+
+
+async def headers(attack: Attack) -> None:
+    """Streams that are opened and say nothing, sixteen on each of 50 connections."""
+
+    async def speak(call: Any) -> None:
+        await call.wait_for_connection()
+
+    await asyncio.gather(*[attack.streams(speak, abreast=16) for _ in range(50)])
+
+
+async def _connections(attack: Attack, count: int, trickle: Callable[[Any], Awaitable[None]]) -> None:
+    host, _, port = attack.address.rpartition(":")
+
+    async def one() -> None:
+        while attack.goes_on:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(max(0.0, attack.ends_at - time.monotonic())):
+                    reader, writer = await asyncio.open_connection(host, int(port))
+                    said["connections"] += 1
+                    talk = asyncio.ensure_future(trickle(writer))
+                    try:
+                        while await reader.read(1 << 16):
+                            pass
+                        said["cut off"] += 1
+                    finally:
+                        talk.cancel()
+                        writer.close()
+
+    await asyncio.gather(*[one() for _ in range(count)])
+
+
+async def idle(attack: Attack) -> None:
+    """2,000 TCP connections on which nothing is ever said."""
+
+    async def nothing(_: Any) -> None:
+        await asyncio.sleep(0)
+
+    await _connections(attack, 2_000, nothing)
+
+
+async def trickling(attack: Attack) -> None:
+    """500 connections on which the first bytes of HTTP/2 come one at a time."""
+
+    async def byte_by_byte(writer: Any) -> None:
+        for byte in _PREFACE + bytes(9):
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.5)
+
+    await _connections(attack, 500, byte_by_byte)
+
+
+ATTACKS: dict[str, Callable[[Attack], Awaitable[None]]] = {
+    attack.__name__: attack
+    for attack in (
+        flood,
+        deaf,
+        heavy,
+        oversized,
+        crowded,
+        garbage,
+        absurd,
+        backwards,
+        flapping,
+        doubles,
+        headers,
+        idle,
+        trickling,
+    )
+}
+
+
+async def _run(name: str, address: str, seconds: float) -> None:
+    await ATTACKS[name](Attack(address, seconds, f"attacker-{name}"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("attack", choices=list(ATTACKS))
+    parser.add_argument("--collector", default="127.0.0.1:18443", metavar="ADDRESS")
+    parser.add_argument("--seconds", type=float, default=10)
+    options = parser.parse_args()
+    if not options.collector.startswith(("127.", "localhost:", "[::1]:")):
+        parser.error("only a collector on a loopback address may be attacked")
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # What is compared is the collector's answer, not who wins the processor.
+    os.nice(10)
+    asyncio.run(_run(options.attack, options.collector, min(options.seconds, 600)))
+    print(json.dumps({"attack": options.attack, **said}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

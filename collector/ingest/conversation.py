@@ -1,0 +1,136 @@
+"""What is said on one stream after Welcome: one message at a time, each at its host's pace."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from grpc import aio
+
+from collector.ingest.door import Door
+from collector.ingest.pacer import Pacer
+from collector.ingest.sessions import Session
+from fleetpulse import convert
+from fleetpulse.convert import WireError
+from fleetpulse.model import Layout
+from fleetpulse.rpc import ServedStream
+from fleetpulse.v1 import ingest_pb2 as pb
+
+_THROTTLE = 2_000  # milliseconds that agents are asked to pause
+# A stream that needs more than one of these is closed, and starts anew.
+_LAYOUTS_PER_STREAM = 1_000
+_SERIES_PER_STREAM = 10 * convert.MAX_SERIES  # and checks; up to 300 bytes each
+
+# A report of more than this takes up more of its host's pace than one: it costs as much as several.
+CHECKS_PER_REPORT = 50
+SERIES_PER_REPORT = 500
+_LARGE_LAYOUT = 64 << 10  # bytes; decoding more than that takes milliseconds
+# Shorter pauses are put together, so that a host at its limit is not sent a Throttle for each message.
+_LEAST_PAUSE = 0.25  # seconds
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """What all conversations have in common. `now` is in milliseconds, `pacer` knows hosts by their id."""
+
+    door: Door
+    now: Callable[[], int]
+    batch_reports: int
+    pacer: Pacer
+    counts: Counter[str]
+    layouts: weakref.WeakValueDictionary[bytes, Layout]
+
+
+class Conversation:
+    """One agent's messages, until it has no more."""
+
+    def __init__(self, session: Session, context: ServedStream, around: Surroundings):
+        self._session = session
+        self._context = context
+        self._around = around
+
+    async def run(self) -> None:
+        """Until the agent closes the stream.
+
+        Raises WireError, StoreError, HelloNeeded, and whatever gRPC raises for a broken stream.
+        """
+        session, around = self._session, self._around
+        host_id = session.record.host_id
+        read = self._context.read
+        gate = around.door.gate
+        wait = 0.0
+        while True:
+            if session.goodbye is not None:
+                await session.send(convert.encode_goodbye(session.goodbye))
+            session.is_idle = True
+            if wait > _LEAST_PAUSE:
+                around.counts["paced"] += 1
+                # Flow control holds back what the agent goes on sending.
+                await session.send(convert.encode_throttle(int(wait * 1000) + 1))
+                await asyncio.sleep(wait)
+            if gate.is_closed:
+                around.counts["throttled"] += 1
+                await session.send(convert.encode_throttle(_THROTTLE))
+                session.held_since = time.monotonic()
+                await gate.wait_open()
+                session.held_since = 0.0
+            data: Any = await read()
+            session.is_idle = False
+            if data is aio.EOF:
+                return
+            began = session.held_since = time.monotonic()
+            cost = await self._take(data)
+            session.held_since = 0.0
+            wait = around.pacer.spend(host_id, cost, began)
+
+    async def _take(self, data: bytes) -> float:
+        """Act on one message; what it cost, in reports."""
+        session, around = self._session, self._around
+        request = convert.decode_request(data)
+        kind = request.WhichOneof("message")
+        if kind == "reports":
+            reports = convert.decode_batch(request.reports, session.layouts, around.batch_reports)
+            cost = int(len(reports) * session.report_cost)
+            committed = await around.door.submit(
+                session.host, session.record, session.epoch, reports, around.now(), cost=cost
+            )
+            around.counts["reports"] += len(reports)
+            await session.send(convert.encode_ack(committed))
+            return cost
+        if kind == "layout":
+            return await self._announce(request.layout, len(data))
+        if kind == "facts":
+            facts = convert.decode_facts(request.facts)
+            await around.door.submit(session.host, session.record, session.epoch, (), around.now(), facts)
+        elif kind == "hello":
+            raise WireError("a second Hello on one stream")
+        # Anything else is of a newer protocol, and not meant for us.
+        return 1
+
+    async def _announce(self, message: pb.Layout, size: int) -> float:
+        session, around = self._session, self._around
+        if len(session.layouts) >= _LAYOUTS_PER_STREAM:
+            raise WireError(f"more than {_LAYOUTS_PER_STREAM} layouts on one stream")
+        # Machines of one kind have one layout: it is read and kept once for all of them. Its id is
+        # the hash of its content, so whoever sends a known id means the known layout.
+        layout = around.layouts.get(message.id)
+        if layout is None:
+            if size > _LARGE_LAYOUT:
+                layout = await asyncio.to_thread(convert.decode_layout, message)
+            else:
+                layout = convert.decode_layout(message)
+            around.layouts[layout.id] = layout
+        session.layouts[layout.id] = layout
+        if (
+            sum(len(known.checks) + known.series_count for known in session.layouts.values())
+            > _SERIES_PER_STREAM
+        ):
+            raise WireError(f"layouts of more than {_SERIES_PER_STREAM} checks and series on one stream")
+        cost = max(1.0, len(layout.checks) / CHECKS_PER_REPORT, layout.series_count / SERIES_PER_REPORT)
+        session.report_cost = max(session.report_cost, cost)
+        return cost

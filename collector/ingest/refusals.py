@@ -1,0 +1,50 @@
+"""What was counted, and what is told of it: a flood of refusals must not become a flood of log lines."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import structlog
+
+from collector.ingest.pacer import Pacer
+
+_LINES_PER_SECOND = 0.2  # of each kind
+_LINES_AT_ONCE = 5
+
+COUNTED = {
+    "streams": "Streams welcomed.",
+    "reports": "Reports committed, duplicates included.",
+    "replaced": "Streams ended because the same host opened a newer one.",
+    "throttled": "Pauses asked for because too many reports wait for the database.",
+    "held": "Pauses asked for because the database does not answer.",
+    "paced": "Pauses imposed on a host beyond `limits.reports_per_second`.",
+    "malformed": "Streams refused for a message that makes no sense or is beyond a bound.",
+    "no_hello": "Streams that did not say who they are within `limits.hello_timeout`.",
+    "too_many_hellos": "Streams refused to a host beyond `limits.hellos_per_minute`.",
+    "unstorable": "Streams refused for data that the database does not take.",
+    "unread": "Streams ended because their agent did not read what it was told.",
+}
+"""What each count means; docs/configuration.md shows the same."""
+
+log = structlog.get_logger()
+
+
+class Refusals:
+    """Counts by name. What somebody did wrong is logged too, a few lines of each kind at a time."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.counts: Counter[str] = Counter()
+        self._clock = clock
+        self._pacer = Pacer(_LINES_PER_SECOND, _LINES_AT_ONCE)
+        self._untold: Counter[str] = Counter()
+
+    def tell(self, kind: str, *, host: str, peer: str, error: str) -> None:
+        """Count one of `kind`; log who did it, and how many more there were since the last line."""
+        self.counts[kind] += 1
+        if not self._pacer.try_spend(kind, 1, self._clock()):
+            self._untold[kind] += 1
+            return
+        more = {"not_logged": untold} if (untold := self._untold.pop(kind, 0)) else {}
+        log.warning("refused", kind=kind, host=host, peer=peer, error=error, **more)

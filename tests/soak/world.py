@@ -1,0 +1,215 @@
+"""Everything that runs in a soak: a database server, a collector, many agents, and networks between them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from tests.mariadb_server import MariadbServer, missing_disk
+from tests.processes import ROOT, Program, Site, clean_environ
+from tests.relay import Relay
+from tests.soak.hive import MEASUREMENT, host_id
+from tests.soak.ledger import ENTER, LEAVE, LEVEL, Change, Ledger
+
+POOL_SIZE = 8
+_RULES = f"""
+builtin = false
+[[rule]]
+check = "{LEVEL}"
+measurement = "{MEASUREMENT}"
+critical = {ENTER}
+critical_clear = {LEAVE}
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything. Durations in seconds."""
+
+    hosts: int = 200
+    hives: int = 10
+    programs: int = 4
+    """Of the agent itself, with its own checks."""
+    interval: float = 1.0
+    ttl: float = 60.0
+
+
+class Hive:
+    """A process with many agents, and its own network to the collector."""
+
+    def __init__(self, number: int, size: Size, collector: str, folder: Path, seed: int, stack: ExitStack):
+        each = size.hosts // size.hives
+        self.hosts = range(number * each + 1, (number + 1) * each + 1)
+        self.relay = stack.enter_context(Relay(collector))
+        self.ledger_path = folder / f"ledger-{self.hosts.start}.jsonl"
+        self._log: IO[bytes] = stack.enter_context((folder / f"hive-{number}.log").open("ab"))
+        self._command = [
+            *(sys.executable, "-m", "tests.soak.hive"),
+            *("--collector", self.relay.address, "--folder", str(folder)),
+            *("--first", str(self.hosts.start), "--hosts", str(each)),
+            *("--interval", str(size.interval), "--ttl", str(size.ttl), "--seed", str(seed)),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+        stack.callback(self.kill)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(
+            self._command,
+            env=clean_environ({"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "GRPC_VERBOSITY": "NONE"}),
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n", f"see {self._log.name}"
+
+    def kill(self) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.communicate()
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def tell(self, command: str) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{command}\n".encode())
+        self._process.stdin.flush()
+
+    def wait(self, seconds: float) -> int:
+        assert self._process is not None
+        return self._process.wait(seconds)
+
+
+class World:
+    """All of it, running; gone with `stack`."""
+
+    def __init__(self, size: Size, folder: Path, seed: int, stack: ExitStack):
+        self.size = size
+        self.folder = folder
+        self.has_own_disk = not missing_disk()
+        # Hundreds of connections are left for those who crowd the server.
+        self.server = stack.enter_context(
+            MariadbServer("--max-connections=60", disk="1G" if self.has_own_disk else "")
+        )
+        url = self.server.fresh_database()
+        self.database = url.partition("?")[0].rpartition("/")[2]
+        self.site = Site(url, folder, stack)
+        self.site.cli("db", "upgrade", check=True)
+        self.site.database_url = self.server.account(url)
+        (folder / "rules.toml").write_text(_RULES)
+        self.collector: Program = self.start_collector()
+        self.ledger = Ledger()
+        self.hives = [
+            Hive(number, size, self.site.address, folder, seed, stack) for number in range(size.hives)
+        ]
+        self._read: dict[Path, int] = {}
+        for hive in self.hives:
+            hive.start()
+        self.programs = [self.start_program(number) for number in range(size.programs)]
+        self.deaths: dict[int, int] = {}
+        """How often each host was dead for longer than its time-to-live."""
+
+    def start_collector(self) -> Program:
+        """On the same port as before."""
+        self.collector = self.site.collector(
+            upgrade=False, pool_size=str(POOL_SIZE), rules=str(self.folder / "rules.toml")
+        )
+        return self.collector
+
+    def start_program(self, number: int) -> Program:
+        """One real agent."""
+        return self.site.agent(
+            f"agent-{number}", interval=f"{self.size.interval:g}s", ttl=f"{self.size.ttl:g}s"
+        )
+
+    def read_ledgers(self) -> None:
+        """Take in what the agents have written down since the last time."""
+        for hive in self.hives:
+            path = hive.ledger_path
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                text = file.read()
+            whole = text[: text.rfind(b"\n") + 1]
+            self._read[path] = self._read.get(path, 0) + len(whole)
+            for line in whole.splitlines():
+                self.ledger.note(line.decode())
+
+    def query(self, sql: str, *parameters: object) -> list[tuple[object, ...]] | None:
+        """What the database answers within a few seconds, else None."""
+        try:
+            connection = self.server.connect(self.database, connect_timeout=2, read_timeout=5)
+        except Exception:  # noqa: BLE001 - that is what faults are for
+            return None
+        try:
+            cursor = connection.cursor()
+            cursor.execute(sql, parameters)
+            return list(cursor.fetchall())
+        except Exception:  # noqa: BLE001
+            return None
+        finally:
+            with suppress(Exception):
+                connection.close()
+
+    def marks(self) -> dict[int, tuple[int, int]] | None:
+        """(epoch, seq) by host as the database has it; None while it does not answer."""
+        rows = self.query("SELECT h.host_id, s.epoch, s.seq FROM host h JOIN host_seen s ON s.host = h.id")
+        if rows is None:
+            return None
+        numbers = {host_id(number): number for hive in self.hives for number in hive.hosts}
+        return {numbers[str(row[0])]: (row[1], row[2]) for row in rows if str(row[0]) in numbers}  # type: ignore[misc]
+
+    def connections(self) -> int:
+        """How many the collector has now, by the server's own word; 0 while it says nothing."""
+        rows = self.query("SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE user = 'fleet'")
+        return int(str(rows[0][0])) if rows else 0
+
+    def is_alone(self) -> bool:
+        """Whether nobody but the collector, and who asks, is connected."""
+        rows = self.query(
+            "SELECT COUNT(*) FROM information_schema.PROCESSLIST"
+            " WHERE user <> 'fleet' AND user <> 'system user' AND id <> CONNECTION_ID()"
+        )
+        return rows is not None and not rows[0][0]
+
+    def most_connections(self) -> int:
+        """The server's Max_used_connections since the last call, without the one that asks."""
+        rows = self.query("SHOW GLOBAL STATUS LIKE 'Max_used_connections'")
+        self.query("FLUSH GLOBAL STATUS")
+        return int(str(rows[0][1])) - 1 if rows else 0
+
+    def stored_changes(self) -> dict[int, list[Change]]:
+        """Every host's events in order."""
+        rows = self.query(
+            "SELECT h.host_id, e.kind, e.subject, e.old_value, e.new_value, e.measured_at"
+            " FROM event e JOIN host h ON h.id = e.host ORDER BY e.id"
+        )
+        assert rows is not None
+        numbers = {host_id(number): number for hive in self.hives for number in hive.hosts}
+        changes: dict[int, list[Change]] = {number: [] for number in numbers.values()}
+        for identity, kind, subject, old, new, at in rows:
+            number = numbers.get(str(identity))  # type: ignore[arg-type]
+            if number is not None:
+                check = bytes(subject).decode()  # type: ignore[call-overload]
+                when = at if kind in ("state", "new-epoch") else 0
+                changes[number].append(Change(str(kind), check, str(old), str(new), when))  # type: ignore[arg-type]
+        return changes
