@@ -46,7 +46,7 @@ from collector.rules_file import fingerprint, load_rules
 from collector.store import collectors, hosts, schema
 from collector.store.collectors import CollectorRow
 from collector.store.errors import SchemaMismatch, StoreError, StoreMisconfigured, StoreUnavailable
-from collector.store.store import Store, open_store
+from collector.store.store import Store, Transaction, open_store
 from collector.store.url import parse_url
 from collector.sweeper import Sweeper
 from fleetpulse import __version__
@@ -121,7 +121,7 @@ class Service:
         add_HealthServicer_to_server(self._health_service, server)
         address = self._bind(server)
         sweeper = self._create_sweeper(address)
-        sweeper.join_collectors()
+        sweeper.join_collectors(lambda tx: _check_budget(self._config, tx))
         self._door.start()
         await server.start()
         sweeper.start()
@@ -245,7 +245,6 @@ def _start(loaded: Loaded) -> int:
     rules = load_rules(config.rules)
     with closing(_open_store(loaded, pool_size=1)) as store:
         schema.require_known_version(store)
-        _check_budget(config, store)
     _raise_open_files()
     _calm_garbage_collector()
     store = _open_store(loaded, pool_size=config.pool_size, patient=True)
@@ -262,13 +261,12 @@ def _open_store(loaded: Loaded, *, pool_size: int, patient: bool = False) -> Sto
     )
 
 
-def _check_budget(config: Config, store: Store) -> None:
+def _check_budget(config: Config, tx: Transaction) -> None:
     """Refuse to start when the pools of all live collectors do not fit into the server's limit."""
-    with store.transaction(write=False) as tx:
-        budget = store.dialect.connection_budget(tx.cursor)
-        if budget is None:
-            return
-        others = [row for row in collectors.load_live(tx) if row.name != config.name]
+    budget = tx.dialect.connection_budget(tx.cursor)
+    if budget is None:
+        return
+    others = [row for row in collectors.load_live(tx) if row.name != config.name]
     taken = sum(row.pool_size for row in others)
     available = budget - config.connection_reserve
     if config.pool_size + taken > available:

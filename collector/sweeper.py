@@ -69,23 +69,25 @@ class Sweeper(threading.Thread):
         self._next_upkeep = time.monotonic()
         self._warned_of = 0  # how far the system's clock was off when that was last told
 
-    def join_collectors(self) -> None:
+    def join_collectors(self, admit: Callable[[Transaction], None] = lambda _: None) -> None:
         """Agree with the other collectors on the time, and become one of them. Raises StoreError.
 
-        Before that, nothing may be stored that carries a time.
+        Before that, nothing may be stored that carries a time. `admit` may look at the others and raise;
+        of two collectors that start at once, the second sees the first.
         """
         for attempt in range(_JOIN_ATTEMPTS):
             try:
-                self._join_collectors()
+                self._join_collectors(admit)
             except StoreConflict:
                 if attempt == _JOIN_ATTEMPTS - 1:
                     raise
             else:
                 return
 
-    def _join_collectors(self) -> None:
+    def _join_collectors(self, admit: Callable[[Transaction], None]) -> None:
         with self._store.transaction() as tx:
             agreed = agree_on_time(tx, self._me.name, self._clock.now())
+            admit(tx)
             if agreed.others:
                 self._clock.go_on_from(agreed.now)
             me = self._me._replace(listening_since=agreed.now, heartbeat_at=agreed.now)

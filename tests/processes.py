@@ -151,7 +151,7 @@ class Site:
             "FLEETPULSE_LOG_FORMAT": "json",
             **{f"FLEETPULSE_{name.upper()}": value for name, value in settings.items()},
         }
-        return self._start("collector", [str(PROGRAMS / "fleet-collector")], values)
+        return self.start("collector", [str(PROGRAMS / "fleet-collector")], values)
 
     def agent(self, name: str = "agent", **settings: str) -> Program:
         """Start an agent; `name` also names its state directory, so that it can be started again."""
@@ -162,7 +162,7 @@ class Site:
             "FLEETPULSE_AGENT_HOSTNAME": name,
             **{f"FLEETPULSE_AGENT_{key.upper()}": value for key, value in settings.items()},
         }
-        return self._start(name, [str(PROGRAMS / "fleet-agent"), "run"], values)
+        return self.start(name, [str(PROGRAMS / "fleet-agent"), "run"], values)
 
     def fleet(self, hosts: int, *options: str) -> Program:
         """Start simulated hosts."""
@@ -175,11 +175,12 @@ class Site:
             "--hosts",
             str(hosts),
         ]
-        return self._start("fleet", [*command, *options], {})
+        return self.start("fleet", [*command, *options], {})
 
-    def _start(self, name: str, command: list[str], settings: dict[str, str]) -> Program:
+    def start(self, name: str, command: list[str], settings: dict[str, str] | None = None) -> Program:
+        """Start anything else, with a log in the site's folder."""
         self._started += 1
-        program = Program(command, settings, self.folder / f"{self._started}-{name}.log")
+        program = Program(command, settings or {}, self.folder / f"{self._started}-{name}.log")
         self._stack.callback(program.close)
         return program
 

@@ -35,6 +35,7 @@ from tests.processes import running_site, wait_until
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CONFIGURATION, RULES, AGENT = ("configuration.md", "rules.md", "agent.md")
+RELIABILITY = "reliability.md"
 
 
 def section(document: str, heading: str) -> str:
@@ -324,8 +325,16 @@ def test_every_log_line_named_is_in_the_agent() -> None:
         assert any(code(line) in source for source in sources), line
 
 
+def test_every_test_that_shows_a_promise_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / RELIABILITY).read_text(encoding="utf-8"))
+    assert len(named) > 40
+    for path, name in named:
+        source = (ROOT / path).read_text(encoding="utf-8")
+        assert re.search(rf"^(async )?def {name}\(", source, re.MULTILINE), f"{path}::{name}"
+
+
 def test_links_lead_somewhere() -> None:
-    for document in (CONFIGURATION, RULES, AGENT):
+    for document in (CONFIGURATION, RULES, AGENT, RELIABILITY):
         text = (DOCS / document).read_text(encoding="utf-8")
         for name, _, anchor in (
             link.partition("#") for link in re.findall(r"]\(([\w.]+(?:#[\w-]+)?)\)", text)

@@ -131,7 +131,9 @@ class Soak:
 
         def announced() -> bool:
             self._look()
-            rows = self.world.query("SELECT COUNT(*) FROM event WHERE kind = 'silent'")
+            rows = self.world.query(
+                "SELECT COUNT(*) FROM event WHERE kind = 'silent' AND hostname LIKE 'soak-%%'"
+            )
             return rows is not None and int(str(rows[0][0])) >= sum(self.world.deaths.values()) + len(
                 hive.hosts
             )

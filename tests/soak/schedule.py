@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple, Protocol
 
+from bench.attackers import ATTACKS
 from tests import faults
 from tests.soak.world import Hive, World
 
@@ -181,11 +183,26 @@ class HalfOpen(_SomeHives):
         pass
 
 
+class Attack(_Choice):
+    """Somebody behaves as badly as possible, beside everybody else."""
+
+    name = "attack"
+
+    def begin(self) -> None:
+        name = self.draw.choice(sorted(ATTACKS))
+        self._attacker = self.world.start_attack(name)
+
+    def end(self) -> None:
+        self._attacker.kill()
+
+
 _OWN: tuple[tuple[type[_Choice], ...], ...] = (
     (CollectorKilled, CollectorRestarted, CollectorFrozen),
     (AgentsKilled, AgentsFrozen, ClockJump, SpoolsBroken),
     (NetworkCut, NetworkReset, HalfOpen),
+    (Attack,),
 )
+_ROUNDS_OF_A_COLLECTOR = 3
 _AT_ONCE = 0.3  # share of the faults that come in pairs
 
 
@@ -204,7 +221,8 @@ class Planned(NamedTuple):
 def schedule(world: World, seed: int, longest: float) -> Iterator[Planned]:
     """Without end: every kind once in random order, then once more in another, with pairs in between.
 
-    `longest` bounds the duration of a fault in seconds.
+    `longest` bounds the duration of a fault in seconds. A collector dies in every third round only: in
+    between it gets old enough to tell whether its memory grows.
     """
     draw = random.Random(seed)
     database = list(faults.EVERYWHERE) + ([faults.DiskFull] if world.has_own_disk else [])
@@ -214,8 +232,9 @@ def schedule(world: World, seed: int, longest: float) -> Iterator[Planned]:
             return kind(world, draw)
         return kind(world.server, world.database)
 
-    while True:
-        groups = [*_OWN, tuple(database)]
+    for number in itertools.count():
+        own = _OWN if number % _ROUNDS_OF_A_COLLECTOR == 0 else ((CollectorFrozen,), *_OWN[1:])
+        groups = [*own, tuple(database)]
         order = [(kind, group) for group in groups for kind in group]
         draw.shuffle(order)
         for kind, group in order:

@@ -142,6 +142,11 @@ class World:
             f"agent-{number}", interval=f"{self.size.interval:g}s", ttl=f"{self.size.ttl:g}s"
         )
 
+    def start_attack(self, name: str) -> Program:
+        """One of `bench.attackers`, until it is killed."""
+        command = [sys.executable, "-m", "bench.attackers", name, "--collector", self.site.address]
+        return self.site.start(f"attack-{name}", [*command, "--seconds", "600"])
+
     def read_ledgers(self) -> None:
         """Take in what the agents have written down since the last time."""
         for hive in self.hives:
@@ -194,7 +199,7 @@ class World:
     def most_connections(self) -> int:
         """The server's Max_used_connections since the last call, without the one that asks."""
         rows = self.query("SHOW GLOBAL STATUS LIKE 'Max_used_connections'")
-        self.query("FLUSH GLOBAL STATUS")
+        assert self.query("FLUSH STATUS") is not None or rows is None
         return int(str(rows[0][1])) - 1 if rows else 0
 
     def stored_changes(self) -> dict[int, list[Change]]:

@@ -10,7 +10,7 @@ from tests import faults
 from tests.conftest import require
 from tests.faults import Fault
 from tests.mariadb_server import MariadbServer, missing_disk, missing_parts
-from tests.processes import Site
+from tests.processes import Site, wait_until
 from tests.weather import running_house, settle, weather
 
 FAULTS = [fault for fault in faults.EVERYWHERE if fault is not faults.Pause]  # see test_database_standstill
@@ -48,3 +48,20 @@ def test_a_collector_does_not_start_when_the_pools_of_all_do_not_fit(
     assert first.stop() == 0
     # Who has stopped needs none.
     mariadb_site.collector(upgrade=False, pool_size="5", **{**room, "name": "third"})
+
+
+def test_of_collectors_that_start_at_once_only_those_that_fit_do(
+    mariadb_site: Site, mariadb: MariadbServer
+) -> None:
+    most = mariadb.query("SELECT @@max_connections")[0][0]
+    mariadb_site.cli("db", "upgrade", check=True)
+    started = [
+        mariadb_site.start_collector(
+            name=f"c{number}", listen="127.0.0.1:0", pool_size="5", connection_reserve=str(most - 8)
+        )
+        for number in range(4)
+    ]
+    wait_until(lambda: sum(not program.is_running for program in started) == 3, what="three to be refused")
+    (accepted,) = [program for program in started if program.is_running]
+    accepted.wait_for_log('"listening"')
+    assert all("do not fit" in program.log for program in started if program is not accepted)
