@@ -28,6 +28,7 @@ class Waiting(NamedTuple):
     reports: tuple[bytes, ...] = ()
     layouts: Mapping[bytes, bytes] = {}
     last_seq: int = 0
+    first_seq: int = 0
 
 
 class Row(NamedTuple):
@@ -49,8 +50,9 @@ class Spool(Protocol):
     """What delivery needs of a queue. Numbers only go up, also across epochs."""
 
     sent_seq: int
-    """The newest report that anybody may have been sent. After opening, the newest that was kept: what
-    is newer has surely not been sent, so a collector that has it knows it from somewhere else."""
+    """The newest report that anybody may have been sent. After opening, the newest that was kept when
+    an agent last reached a collector: what is newer has surely not been sent, so a collector that has it
+    knows it from somewhere else."""
 
     @property
     def epoch(self) -> int:
@@ -59,6 +61,13 @@ class Spool(Protocol):
     @property
     def last_seq(self) -> int:
         """The number of the newest report; 0 before the first."""
+
+    @property
+    def is_contact_noted(self) -> bool:
+        """Whether `note_contact` would change nothing."""
+
+    def note_contact(self) -> None:
+        """From now on reports may be sent. Call it before the first one is."""
 
     def peek(self, max_reports: int, max_bytes: int, known: Collection[bytes] = ()) -> Waiting:
         """The oldest reports within both bounds, but at least one if any waits."""

@@ -99,6 +99,9 @@ class Delivery:
             except SpoolError as error:
                 delay = self._next_delay()
                 self._report(logging.WARNING, str(error), delay)
+            except Exception:
+                delay = self._next_delay()
+                log.exception("stream to %s failed; next one in %.1f s", self._target, delay)
             await asyncio.sleep(delay)
 
     async def _deliver(self) -> float:
@@ -107,7 +110,7 @@ class Delivery:
         try:
             await stream.run()
         except StreamEndedError as end:
-            return self._after(end, stream)
+            return await self._after(end, stream)
         finally:
             self._stream = None
 
@@ -125,13 +128,17 @@ class Delivery:
         if self._on_acked is not None:
             self._on_acked(seq)
 
-    def too_large(self, size: int, limit: int, seq: int) -> None:
+    def too_large(self, what: str, size: int, limit: int, seq: int) -> None:
         """The stream's word that it dropped a report that no message can hold."""
         log.error(
-            "report %d dropped: its %d bytes are more than the %d that the collector takes", seq, size, limit
+            "report %d dropped: the %s has %d bytes, more than the %d that the collector takes",
+            seq,
+            what,
+            size,
+            limit,
         )
 
-    def _after(self, end: StreamEndedError, stream: Stream) -> float:
+    async def _after(self, end: StreamEndedError, stream: Stream) -> float:
         """Seconds to wait before the stream that follows `stream`."""
         level = logging.WARNING
         if isinstance(end, StreamDismissedError):
@@ -144,23 +151,27 @@ class Delivery:
             delay = max(floor, min(end.reconnect_after, MAX_GOODBYE))
             level = logging.INFO
         elif isinstance(end, StreamRefusedError):
-            delay = self._after_refusal(end, stream)
+            delay = await self._after_refusal(end, stream)
         else:
             delay = self._next_delay()
         self._report(level, str(end), delay)
         return delay
 
-    def _after_refusal(self, end: StreamRefusedError, stream: Stream) -> float:
+    async def _after_refusal(self, end: StreamRefusedError, stream: Stream) -> float:
         batch = end.in_flight
         malformed = end.code is grpc.StatusCode.INVALID_ARGUMENT
         # A server that reads no message so large says RESOURCE_EXHAUSTED: smaller ones may pass.
         if batch is None or not (malformed or end.code is grpc.StatusCode.RESOURCE_EXHAUSTED):
-            return self._refused_delay + self._next_delay()
+            delay = self._refused_delay
+            if batch is None and end.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                # Nothing is wrong with this host, there was no room: it is to be back in time.
+                delay = min(delay, self._hello.ttl / 2000)
+            return delay + self._next_delay()
         if not self._suspect_seq:
             self._suspect_seq = batch.last_seq
             self._suspect_facts = stream.unproven_facts
         elif malformed and len(batch.reports) == 1:
-            self.spool.discard(batch.last_seq)
+            await asyncio.to_thread(self.spool.discard, batch.last_seq)  # a commit may hang
             self._suspect_facts = None  # there was a culprit, the facts are not it
             log.error("report %d dropped: %s", batch.last_seq, end)
             if batch.last_seq >= self._suspect_seq:

@@ -22,6 +22,7 @@ class MemorySpool:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.sent_seq = 0
+        self.is_contact_noted = True
         self.last_layout: Layout | None = None
         """As in DiskSpool."""
         self._limits = limits or Limits()
@@ -43,6 +44,9 @@ class MemorySpool:
     def last_seq(self) -> int:
         """As in Spool."""
         return self._last_seq
+
+    def note_contact(self) -> None:
+        """As in Spool."""
 
     def append(
         self, measured_at: int, layout: Layout, values: tuple[float, ...], results: tuple[CheckResult, ...]
@@ -71,16 +75,16 @@ class MemorySpool:
         with self._lock:
             reports: list[bytes] = []
             layouts: dict[bytes, bytes] = {}
-            size = last_seq = 0
+            size = first_seq = last_seq = 0
             for row in self._rows:
                 size += len(row.payload)
                 if reports and (len(reports) >= max_reports or size > max_bytes):
                     break
                 reports.append(row.payload)
-                last_seq = row.seq
+                first_seq, last_seq = first_seq or row.seq, row.seq
                 if row.layout_id not in known:
                     layouts[row.layout_id] = self._layouts[row.layout_id]
-            return Waiting(tuple(reports), layouts, last_seq)
+            return Waiting(tuple(reports), layouts, last_seq, first_seq)
 
     def ack(self, seq: int) -> None:
         """As in Spool."""

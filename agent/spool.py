@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from agent import spool_file, spool_rows
 from agent.backlog import Limits, Row, Spool, Waiting, random_epoch
@@ -32,6 +33,15 @@ log = logging.getLogger(__name__)
 # Held in memory while the disk takes nothing: four hours at 15 s, unless the reports are very large.
 _MAX_UNSAVED = 1_000
 _MAX_UNSAVED_SIZE = 16 << 20  # bytes
+_PATIENCE = 5.0  # seconds that the event loop's side, and the stop, wait for a commit that hangs
+
+
+class _Meta(NamedTuple):
+    """The spool's counts, as the file has them or is to have them."""
+
+    epoch: int
+    lost: int
+    contacted_seq: int | None
 
 
 class DiskSpool:
@@ -59,15 +69,20 @@ class DiskSpool:
         self._unsaved_size = 0
         self._encoded: dict[bytes, bytes] = {}  # the layouts of the newest and of unsaved reports
         self._is_failing = False
-        self._is_epoch_unsaved = False
         self.last_layout: Layout | None = None
         """What the newest report referred to when the spool was opened."""
         self._epoch = random_epoch()
+        self._stored = _Meta(self._epoch, 0, None)
         try:
             self._load()
         except SpoolCorruptError as error:
             self._replace(error)
-        self.sent_seq = self._last_seq
+        # Written with the first report, so that what this agent adds, should it reach no collector, is not
+        # taken for sent by the next one.
+        contacted_seq = self._stored.contacted_seq
+        self._contacted_seq = self._last_seq if contacted_seq is None else contacted_seq
+        self._is_contact_noted = False
+        self.sent_seq = self._contacted_seq
 
     @property
     def epoch(self) -> int:
@@ -78,6 +93,21 @@ class DiskSpool:
     def last_seq(self) -> int:
         """As in Spool."""
         return self._last_seq
+
+    @property
+    def is_contact_noted(self) -> bool:
+        """As in Spool."""
+        return self._is_contact_noted
+
+    def note_contact(self) -> None:
+        """As in Spool. Raises SpoolError if a commit hangs.
+
+        While the disk takes no writes, it is noted in memory: a machine whose disk is full is heard.
+        """
+        with self._locked():
+            self._is_contact_noted = True
+            if self._stored.contacted_seq is not None:
+                self._write_meta_if_possible("that the collector was reached")
 
     def append(
         self, measured_at: int, layout: Layout, values: tuple[float, ...], results: tuple[CheckResult, ...]
@@ -113,32 +143,36 @@ class DiskSpool:
         # Taken before the file is read: a row that moves there meanwhile is found there.
         unsaved = tuple(self._unsaved)
         layouts = dict(self._encoded) if unsaved else {}
-        rows: list[tuple[int, bytes, bytes]] = []
-        on_disk: dict[bytes, bytes] = {}
+        rows, is_cut = list[tuple[int, bytes, bytes]](), False
         reader = self._reader
         if self._is_open:
             try:
                 with spool_file.errors(self._path):
-                    rows, on_disk = spool_rows.read(reader, self._acked, max_reports, max_bytes, known)
+                    found = spool_rows.read(reader, self._acked, max_reports, max_bytes, known)
+                rows, is_cut = found.rows, found.is_cut
+                layouts |= found.layouts
             except SpoolCorruptError as error:
-                with self._lock:
+                with self._locked(at_once=True):
                     if self._reader is reader:  # else it has been replaced meanwhile
                         self._replace(error)
                 return Waiting()
         size = sum(len(payload) for _, _, payload in rows)
         last_on_disk = rows[-1][0] if rows else 0
-        for row in unsaved:
+        for row in () if is_cut else unsaved:  # if cut, they would follow upon a gap
             if row.seq <= max(last_on_disk, self._acked):
                 continue
             size += len(row.payload)
             if rows and (len(rows) >= max_reports or size > max_bytes):
                 break
+            if row.layout_id not in known and row.layout_id not in layouts:
+                break  # written meanwhile, and found on disk the next time
             rows.append((row.seq, row.layout_id, row.payload))
         needed = {layout_id for _, layout_id, _ in rows if layout_id not in known}
         return Waiting(
             tuple(payload for _, _, payload in rows),
-            {layout_id: on_disk.get(layout_id) or layouts[layout_id] for layout_id in needed},
+            {layout_id: layouts[layout_id] for layout_id in needed},
             rows[-1][0] if rows else 0,
+            rows[0][0] if rows else 0,
         )
 
     def ack(self, seq: int) -> None:
@@ -146,8 +180,8 @@ class DiskSpool:
         self._acked = max(self._acked, min(seq, self._last_seq))
 
     def discard(self, seq: int) -> None:
-        """As in Spool. Raises SpoolError while the disk takes no writes."""
-        with self._lock:
+        """As in Spool. Raises SpoolError while the disk takes no writes, or if a commit hangs."""
+        with self._locked():
             for row in tuple(self._unsaved):
                 if row.seq == seq:
                     self._unsaved.remove(row)
@@ -162,6 +196,7 @@ class DiskSpool:
                 )
             self._size -= deleted.size
             self._lost += deleted.lost
+            self._stored = self._stored._replace(lost=self._stored.lost + deleted.lost)
 
     def pending(self) -> int:
         """As in Spool. Raises SpoolError while the disk cannot be read."""
@@ -173,30 +208,34 @@ class DiskSpool:
             return int(count.fetchone()[0]) + unsaved
 
     def new_epoch(self) -> None:
-        """As in Spool. While the disk takes no writes, it is written with the next report that it takes."""
-        with self._lock:
+        """As in Spool. Raises SpoolError if a commit hangs.
+
+        While the disk takes no writes, it is written with the next report that it takes.
+        """
+        with self._locked():
             self._epoch = random_epoch()
-            self._is_epoch_unsaved = True
-            try:
-                with self._transaction():
-                    self._write_meta()
-            except SpoolError as error:
-                log.warning("%s; the new epoch is kept in memory until it takes it", error)
-            else:
-                self._is_epoch_unsaved = False
+            self._write_meta_if_possible("the new epoch")
 
     def close(self) -> None:
-        """Write what only memory has, forget what was acked, and close the file."""
-        with self._lock:
+        """Write what only memory has, forget what was acked, and close the file.
+
+        A file whose last commit hangs is left as it is.
+        """
+        with contextlib.ExitStack() as lock:
+            try:
+                lock.enter_context(self._locked())
+            except SpoolError as error:
+                self._is_closed = True
+                log.warning("%s; it is left behind", error)
+                return
             unsaved = [row for row in self._unsaved if row.seq > self._acked]
             try:
                 with self._transaction():
                     spool_rows.insert(self._writer, unsaved, self._encoded)
-                    self._write_meta()
+                    self._write_meta(self._lost)
                     newest = self._writer.execute("SELECT coalesce(max(seq), 0) FROM report").fetchone()[0]
                     deleted = spool_rows.delete(self._writer, 0, min(self._acked, newest - 1))
                     spool_rows.delete_unused(self._writer, deleted.layouts.difference(self._encoded))
-                    self._writer.execute("UPDATE meta SET acked = ?", (self._acked,))
             except SpoolError as error:
                 log.warning("%s; %d reports in memory are lost", error, len(unsaved))
             self._disconnect()
@@ -208,8 +247,8 @@ class DiskSpool:
         writer, reader = spool_file.connect(self._path, self._epoch)
         try:
             with spool_file.errors(self._path):
-                epoch, lost, acked, last_seq = writer.execute(
-                    "SELECT epoch, lost, acked, last_seq FROM meta"
+                epoch, lost, contacted_seq, acked, last_seq = writer.execute(
+                    "SELECT epoch, lost, contacted_seq, acked, last_seq FROM meta"
                 ).fetchone()
                 newest = writer.execute(
                     "SELECT seq, kept_at, (SELECT payload FROM layout WHERE id = layout_id)"
@@ -221,7 +260,9 @@ class DiskSpool:
             reader.close()
             raise
         self._writer, self._reader, self._is_open = writer, reader, True
-        self._epoch, self._size = epoch, size
+        self._stored = _Meta(epoch, lost, contacted_seq)
+        self._epoch = epoch
+        self._size: int = size
         self._lost += lost
         self._acked = max(self._acked, acked)
         # A replaced file goes on counting: its first number must not look like an old one.
@@ -246,6 +287,17 @@ class DiskSpool:
             self._reader.close()
 
     @contextmanager
+    def _locked(self, *, at_once: bool = False) -> Iterator[None]:
+        """The lock, for whoever must not hang with a disk that does."""
+        patience = 0 if at_once else _PATIENCE
+        if not self._lock.acquire(timeout=patience):
+            raise SpoolError(f"spool {self._path} is busy: a commit has not ended within {patience:g} s")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
     def _transaction(self) -> Iterator[None]:
         if not self._is_open:
             raise SpoolError(f"spool {self._path} is closed")
@@ -266,11 +318,12 @@ class DiskSpool:
             spool_rows.insert(self._writer, rows, self._encoded)
             freed = acked.layouts | dropped.layouts
             spool_rows.delete_unused(self._writer, freed.difference(self._encoded))
-            if self._is_epoch_unsaved or self._lost:
-                self._writer.execute("UPDATE meta SET epoch = ?, lost = 0", (self._epoch,))
+            meta = self._stored
+            if meta != self._meta(lost=0):
+                meta = self._write_meta(lost=0)
             spool_file.shrink(self._writer)
+        self._stored = meta
         self._size, self._lost = size, 0
-        self._is_epoch_unsaved = False
         self._unsaved.clear()
         self._unsaved_size = 0
         self._encoded = {report.layout.id: self._encoded[report.layout.id]}
@@ -278,8 +331,24 @@ class DiskSpool:
             self._is_failing = False
             log.info("spool %s takes reports again", self._path)
 
-    def _write_meta(self) -> None:
-        self._writer.execute("UPDATE meta SET epoch = ?, lost = ?", (self._epoch, self._lost))
+    def _meta(self, lost: int) -> _Meta:
+        return _Meta(self._epoch, lost, None if self._is_contact_noted else self._contacted_seq)
+
+    def _write_meta(self, lost: int) -> _Meta:
+        """What is acked, too: a report of an earlier epoch must not wait again in a new one."""
+        meta = self._meta(lost)
+        self._writer.execute(
+            "UPDATE meta SET epoch = ?, lost = ?, contacted_seq = ?, acked = ?", (*meta, self._acked)
+        )
+        return meta
+
+    def _write_meta_if_possible(self, what: str) -> None:
+        try:
+            with self._transaction():
+                meta = self._write_meta(self._lost)
+            self._stored = meta
+        except SpoolError as error:
+            log.warning("%s; %s is kept in memory until it takes it", error, what)
 
     def _keep_in_memory(self, report: Report, kept_at: int, error: SpoolError) -> None:
         if not self._is_failing:

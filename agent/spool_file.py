@@ -10,7 +10,8 @@ from pathlib import Path
 _VERSION = 2
 # The newest report stays in its table, acked or not, as the memory of numbers, of the clock and of the
 # layout. So a report costs one page: AUTOINCREMENT would be a second one. `last_seq` counts only where
-# the newest report was taken out.
+# the newest report was taken out. `contacted_seq` is the newest report that a collector may have been
+# sent, while there are reports of agents that have reached none; else NULL, and any may have been sent.
 _REPORT = """
     CREATE TABLE report (
         seq INTEGER PRIMARY KEY,
@@ -27,12 +28,14 @@ _SCHEMA = f"""
         epoch INTEGER NOT NULL,
         lost INTEGER NOT NULL,
         acked INTEGER NOT NULL DEFAULT 0,
-        last_seq INTEGER NOT NULL DEFAULT 0
+        last_seq INTEGER NOT NULL DEFAULT 0,
+        contacted_seq INTEGER
     )
 """
 _FROM_VERSION_1 = f"""
     ALTER TABLE meta ADD COLUMN acked INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE meta ADD COLUMN last_seq INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE meta ADD COLUMN contacted_seq INTEGER;
     UPDATE meta SET last_seq = coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'report'), 0);
     ALTER TABLE report RENAME TO report_1;
     {_REPORT}
@@ -117,7 +120,9 @@ def _check(writer: sqlite3.Connection, path: Path, new_epoch: int) -> None:
                 writer.execute(f"PRAGMA user_version = {_VERSION}")
         writer.execute("SELECT seq, kept_at, layout_id, payload, dropped FROM report LIMIT 1")
         writer.execute("SELECT id, payload FROM layout LIMIT 1")
-        meta = writer.execute("SELECT epoch, lost, acked, last_seq FROM meta").fetchall()
+        meta = writer.execute(
+            "SELECT epoch, lost, acked, last_seq, coalesce(contacted_seq, 0) FROM meta"
+        ).fetchall()
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
             raise

@@ -18,15 +18,24 @@ class Deleted(NamedTuple):
     layouts: set[bytes]
 
 
+class Found(NamedTuple):
+    """(seq, layout id, payload) of reports, their layouts, and whether a bound kept newer ones out."""
+
+    rows: list[tuple[int, bytes, bytes]]
+    layouts: dict[bytes, bytes]
+    is_cut: bool
+
+
 def read(
     reader: sqlite3.Connection, after: int, max_reports: int, max_bytes: int, known: Collection[bytes]
-) -> tuple[list[tuple[int, bytes, bytes]], dict[bytes, bytes]]:
-    """(seq, layout id, payload) of the oldest reports after `after`, and their layouts but the known.
+) -> Found:
+    """The oldest reports after `after`, and their layouts but the known.
 
     In a transaction of its own. Raises SpoolCorruptError if a layout is missing.
     """
     rows: list[tuple[int, bytes, bytes]] = []
     size = 0
+    is_cut = False
     reader.execute("BEGIN")  # one snapshot: a report's layout must not vanish in between
     try:
         for row in reader.execute(
@@ -35,6 +44,7 @@ def read(
         ):
             size += len(row[2])
             if rows and size > max_bytes:
+                is_cut = True
                 break
             rows.append(row)
         layouts = {}
@@ -45,7 +55,7 @@ def read(
             layouts[layout_id] = found[0]
     finally:
         reader.execute("COMMIT")
-    return rows, layouts
+    return Found(rows, layouts, is_cut or len(rows) >= max_reports)
 
 
 def insert(writer: sqlite3.Connection, rows: Iterable[Row], layouts: Mapping[bytes, bytes]) -> None:

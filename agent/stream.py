@@ -10,6 +10,7 @@ fails, ends like any other. A stream always ends by raising one of the `StreamEn
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ _PING_TIMEOUT = (5_000, 10_000)
 MAX_PAUSE = 300.0  # seconds; no Throttle, however mistaken, silences the agent for longer
 DEFAULT_BATCH_REPORTS = 500
 DEFAULT_MESSAGE_BYTES = 4 << 20  # what gRPC servers read unless told otherwise
+_ANNOUNCING = 16  # bytes that a message needs around a layout, at most
 _BATCH_SHARE = 0.75  # of a message that a batch may fill: payloads are counted without their frames
 
 # The collector understood and said no. Trying again soon would change nothing.
@@ -130,8 +132,8 @@ class Source(Protocol):
     def acked(self, seq: int) -> None:
         """Everything up to `seq` is committed and has left the spool."""
 
-    def too_large(self, size: int, limit: int, seq: int) -> None:
-        """The report `seq` will never fit into a message; it has left the spool."""
+    def too_large(self, what: str, size: int, limit: int, seq: int) -> None:
+        """`what` of the report `seq` will never fit into a message; it has left the spool."""
 
 
 class Stream:
@@ -180,7 +182,8 @@ class Stream:
                 call.cancel()
                 await asyncio.gather(reader, return_exceptions=True)
         finally:
-            await channel.close()
+            with contextlib.suppress(Exception):  # it must not hide why the stream ended
+                await channel.close()
 
     async def _greet(self, call: StreamCall) -> None:
         spool = self._source.spool
@@ -193,11 +196,13 @@ class Stream:
             # What is newer than `known` was never sent: the collector has other reports under these
             # numbers. What is not newer was, and is committed.
             spool.ack(known)
-            spool.new_epoch()
+            await asyncio.to_thread(spool.new_epoch)
             raise StreamOutdatedError(
                 f"the collector has reports up to {committed}, the spool knows only {known}:"
                 " its memory was lost, a new epoch begins"
             )
+        if not spool.is_contact_noted:
+            await asyncio.to_thread(spool.note_contact)
         self._sent = committed
         self._forget(committed)
 
@@ -208,7 +213,7 @@ class Stream:
             return
         facts = None if self._source.cautious else self._source.facts
         new_facts = facts is not None and facts != self._sent_facts
-        waiting = self._peek()
+        waiting = await self._peek()
         if not new_facts and not waiting.reports:
             await self._wait()
             return
@@ -222,20 +227,30 @@ class Stream:
             self._in_flight = self.unproven_facts = None
             self._forget(self._acked)
 
-    def _peek(self) -> Waiting:
+    async def _peek(self) -> Waiting:
+        """What goes out next. Drops what no message can hold."""
         spool = self._source.spool
-        if spool.epoch != self._hello.epoch:
-            raise StreamOutdatedError("the spool began a new epoch")
         most = (self._welcome and self._welcome.max_batch_reports) or DEFAULT_BATCH_REPORTS
         limit = (self._welcome and self._welcome.max_message_bytes) or DEFAULT_MESSAGE_BYTES
         size = int(limit * _BATCH_SHARE)
-        waiting = spool.peek(1 if self._source.cautious else most, size, self._announced)
-        while waiting.reports and len(waiting.reports[0]) > size:
-            seq = spool.peek(1, size, self._announced).last_seq
-            spool.discard(seq)
-            self._source.too_large(len(waiting.reports[0]), size, seq)
+        while True:
+            if spool.epoch != self._hello.epoch:
+                raise StreamOutdatedError("the spool began a new epoch")
             waiting = spool.peek(1 if self._source.cautious else most, size, self._announced)
-        return waiting
+            layout_size = max(map(len, waiting.layouts.values()), default=0) + _ANNOUNCING
+            if layout_size > limit and len(waiting.reports) > 1:
+                # One by one, to see whose layout it is.
+                waiting = spool.peek(1, size, self._announced)
+                layout_size = max(map(len, waiting.layouts.values()), default=0) + _ANNOUNCING
+            if waiting.reports and len(waiting.reports[0]) > size:
+                too_large = "report", len(waiting.reports[0]), size
+            elif layout_size > limit:
+                too_large = "layout", layout_size, limit
+            else:
+                return waiting
+            # In a thread: a commit may hang.
+            await asyncio.to_thread(spool.discard, waiting.first_seq)
+            self._source.too_large(*too_large, waiting.first_seq)
 
     async def _send_batch(self, call: StreamCall, waiting: Waiting) -> None:
         self._in_flight = waiting

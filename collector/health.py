@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -33,6 +34,7 @@ class Health:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._problems: dict[str, str] = {}  # by source
+        self._since: dict[str, float] = {}  # when each source's problem began; monotonic
         self._said: set[str] = set()
 
     @property
@@ -47,6 +49,13 @@ class Health:
             different = dict.fromkeys(self._problems.values())
         return "; ".join(different)[:_TOLD_AT_MOST]
 
+    @property
+    def failing_for(self) -> float:
+        """Seconds since the present problem that has lasted longest began; 0 when there is none."""
+        now = time.monotonic()
+        with self._lock:
+            return now - min(self._since.values(), default=now)
+
     def note(self, error: StoreError | None, source: str = "") -> None:
         """A transaction went well (None), or failed and will be tried again.
 
@@ -59,8 +68,10 @@ class Health:
             before = bool(self._problems)
             if error is None:
                 self._problems.pop(source, None)
+                self._since.pop(source, None)
             else:
                 self._problems[source] = str(error)
+                self._since.setdefault(source, time.monotonic())
                 self._say(str(error))
             now = bool(self._problems)
             if now == before:

@@ -176,6 +176,7 @@ class Service:
             fleet_share=silence.fleet_share,
             fleet_minimum=silence.fleet_minimum,
             event_retention=self._config.event_retention.milliseconds,
+            failing_for=lambda: self._health.failing_for,
         )
 
     def _watch_signals(self) -> None:

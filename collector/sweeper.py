@@ -13,7 +13,7 @@ from collector.core.silence import FleetSilence, Sweep, sweep
 from collector.core.status import Event, EventKind, Silence
 from collector.store import collectors, silence, upkeep
 from collector.store.collectors import HEARTBEAT_INTERVAL, CollectorRow
-from collector.store.errors import StoreConflict, StoreError
+from collector.store.errors import StoreConflict, StoreError, StoreLocked
 from collector.store.statuses import write_events
 from collector.store.store import Store, Transaction
 from collector.store.timekeeping import agree_on_time
@@ -55,8 +55,10 @@ class Sweeper(threading.Thread):
         fleet_share: float,
         fleet_minimum: int,
         event_retention: int,
+        failing_for: Callable[[], float] = lambda: 0.0,
     ):
         super().__init__(name="sweeper", daemon=True)
+        self._failing_for = failing_for
         self._store = store
         self._me = me
         self._clock = clock
@@ -66,6 +68,7 @@ class Sweeper(threading.Thread):
         self._fleet_minimum = fleet_minimum
         self._event_retention = event_retention
         self._stopping = threading.Event()
+        self._stalled_until = 0  # when a heartbeat last came after a gap, or while a writer was failing
         self._next_upkeep = time.monotonic()
         self._warned_of = 0  # how far the system's clock was off when that was last told
 
@@ -114,6 +117,8 @@ class Sweeper(threading.Thread):
                 self.sweep()
                 if time.monotonic() >= self._next_upkeep:
                     self._look_after_size()
+            except StoreLocked as error:
+                self._on_outcome(error)
             except StoreConflict as conflict:
                 log.info("tries again: others write the same rows", error=str(conflict))
             except StoreError as error:
@@ -145,16 +150,20 @@ class Sweeper(threading.Thread):
             log.warning("could not note the end in the database", error=str(error))
 
     def beat(self) -> None:
-        """Write the heartbeat. After a gap, listening begins anew."""
+        """Write the heartbeat. After a gap, and while reports cannot be stored, listening begins anew."""
         with self._store.transaction() as tx:
             now = self._keep_up(collectors.load_time_of_others(tx, self._me.name))
             since = self._me.listening_since
             gap = now - self._me.heartbeat_at
-            if gap > _STALL:
+            # A writer that cannot store what hosts say is as deaf as a collector that is not there.
+            is_deaf = gap > _STALL or self._failing_for() * 1000 > _STALL
+            if is_deaf:
                 since = now
             row = self._me._replace(heartbeat_at=now, listening_since=since)
             collectors.heartbeat(tx, row)
         self._me = row
+        if is_deaf:
+            self._stalled_until = now
         if gap > _STALL:
             log.warning("was not listening", seconds=gap / 1000)
         self._watch_system_clock()
@@ -195,7 +204,10 @@ class Sweeper(threading.Thread):
                 suspects,
                 silence.count_expected(tx),
                 now,
-                collectors.load_listening_since(tx, now) or self._me.listening_since,
+                # What stalled us may have stalled the others too, whose rows do not tell yet.
+                max(
+                    collectors.load_listening_since(tx, now) or self._me.listening_since, self._stalled_until
+                ),
                 fleet,
                 fleet_share=self._fleet_share,
                 fleet_minimum=self._fleet_minimum,

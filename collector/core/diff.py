@@ -91,7 +91,7 @@ def judge_again(
     changes: Changes,
 ) -> HostStatus:
     """The status after the rules changed: the host's latest report, judged by the new plan."""
-    checks, calm = _judge_checks(status.checks, plan, values, results, now, changes)
+    checks, calm = _judge_checks(status.checks, plan, values, results, now, changes, is_new=False)
     for key, check in checks.items():
         changes.events.extend(_state_events(key, status.checks.get(key), check, now, 0))
     return status._replace(checks=checks, is_calm=calm)
@@ -137,6 +137,8 @@ def _judge_checks(
     results: Sequence[CheckResult],
     now: int,
     changes: Changes,
+    *,
+    is_new: bool = True,
 ) -> tuple[dict[CheckKey, CheckStatus], bool]:
     own = {result.check: result for result in results}
     suspects = plan.breached(values) | own.keys()
@@ -149,7 +151,7 @@ def _judge_checks(
             checks[check.key] = previous  # nothing speaks against OK, and nothing else waits
             continue
         verdict = plan.judge(index, values, own.get(index), previous or unknown_before)
-        status = _confirm(previous or unknown_before, verdict, now)
+        status = _confirm(previous or unknown_before, verdict, now, is_new)
         if status != previous:
             changes.checks[check.key] = status
         checks[check.key] = status
@@ -157,15 +159,18 @@ def _judge_checks(
     return checks, calm
 
 
-def _confirm(previous: CheckStatus, verdict: Verdict, now: int) -> CheckStatus:
-    """The status after a verdict: a new state counts once it was seen often enough in a row."""
+def _confirm(previous: CheckStatus, verdict: Verdict, now: int, is_new: bool) -> CheckStatus:
+    """The status after a verdict: a new state counts once it was seen often enough in a row.
+
+    `is_new` is whether this is one more sighting, and not the last report judged again.
+    """
     if verdict.state is previous.state:
         # A check's own word is its own affair. The message of a breach names the value that crossed
         # the threshold; it is not written anew with every value.
         own_word = verdict.is_own or verdict.state is State.OK
         message = verdict.message if own_word else previous.message
         return CheckStatus(previous.state, previous.since, message, occurrences=previous.occurrences)
-    count = previous.pending_count + 1 if previous.pending is verdict.state else 1
+    count = previous.pending_count + is_new if previous.pending is verdict.state else 1
     if count < (verdict.occurrences or previous.occurrences):
         return previous._replace(pending=verdict.state, pending_count=count)
     return CheckStatus(verdict.state, now, verdict.message, occurrences=verdict.occurrences or 1)

@@ -81,6 +81,10 @@ class Verdict(NamedTuple):
     is_own: bool
 
 
+_CHECK_SIZE = 60  # bytes of a check's entry in a plan
+_WATCH_SIZE = 600  # bytes of a watched series, with two levels
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The rules that apply to one layout, resolved.
@@ -92,6 +96,11 @@ class Plan:
     layout: Layout
     alarms: tuple[tuple[int, float, float, int], ...]
     watches: tuple[tuple[_Watch, ...], ...]  # by index of the check in the layout
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory it takes up, its layout included."""
+        return self.layout.size + len(self.watches) * _CHECK_SIZE + len(self.alarms) * _WATCH_SIZE
 
     def is_quiet(self, values: Sequence[float]) -> bool:
         """True when no value reaches a threshold. A missing value (NaN) reaches none."""

@@ -6,6 +6,7 @@ writes its rows; the version of each row tells when another process did.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -32,7 +33,7 @@ from fleetpulse.model import CheckKey, Facts, Layout, Report
 
 _CACHED_HOSTS = 100_000  # per writer; about 4 kB each with a dozen checks
 _CACHED_LAYOUTS = 10_000  # their numbers alone
-_PLANNED_SERIES = 1_000_000  # checks and series in all cached plans; up to 300 bytes each
+_CACHED_PLANS = 64 << 20  # bytes; far more than the layouts that a fleet has in common
 
 Answer = Registered | int | HelloNeeded | None
 
@@ -42,6 +43,8 @@ class _Writes:
     """What one transaction writes, collected over its items."""
 
     before: dict[int, Versioned] = field(default_factory=dict)
+    read: set[int] = field(default_factory=set)
+    """Hosts whose status was read from the database, and is not what this writer has committed itself."""
     after: dict[int, HostStatus] = field(default_factory=dict)
     latest: dict[int, Report] = field(default_factory=dict)
     checks: dict[int, dict[CheckKey, CheckStatus | None]] = field(default_factory=dict)
@@ -66,8 +69,8 @@ class BatchWriter:
         self._current_rules = rules
         self._now = now
         self._rules: RuleSet | None = None
-        self._plans: dict[bytes, Plan] = {}
-        self._planned = 0
+        self._plans: OrderedDict[bytes, Plan] = OrderedDict()  # the least recently used first
+        self._planned = 0  # bytes
         self._layouts: dict[bytes, int] = {}
         self._cache: dict[int, Versioned] = {}
 
@@ -123,6 +126,8 @@ class BatchWriter:
             if known is not None:
                 hosts.update_host(tx, known.host, known.record, item.record)
             events = diff.compare_records(known.record if known else None, item.record, item.received_at)
+            if host_id not in numbers:
+                raise StoreConflict("a host was removed while it was added")
             writes.events.extend([(numbers[host_id], item.record.hostname, event) for event in events])
         return numbers
 
@@ -144,6 +149,7 @@ class BatchWriter:
                     writes.before[item.host] = known
         if missing:
             writes.before.update(statuses.load_statuses(tx, sorted(missing)))
+            writes.read = missing
 
     def _apply_one(self, tx: Transaction, item: Item, registered: dict[str, int], writes: _Writes) -> Answer:
         if isinstance(item, Submission):
@@ -154,10 +160,12 @@ class BatchWriter:
         if item.is_abandoned:
             return None
         host = registered[item.record.host_id]
+        if host not in writes.before:
+            raise StoreConflict("a host was removed while it said Hello")
         known = writes.after.get(host, writes.before[host].status)
-        status = diff.begin_epoch(known, item.epoch)
-        if status is not known:
-            writes.after[host] = status
+        # Written even where it is the same: others see a commit before it is safe on the disk, and it may
+        # be one whose answer never came. What we tell the agent must be as durable as a commit of our own.
+        writes.after[host] = status = diff.begin_epoch(known, item.epoch)
         return Registered(host, status.seq)
 
     def _take_reports(self, tx: Transaction, item: Submission, writes: _Writes) -> int | HelloNeeded:
@@ -180,7 +188,7 @@ class BatchWriter:
                 writes.latest[host] = report
         if changes:
             writes.take_changes(host, item.hostname)
-        if status is not before.status:
+        if status is not before.status or host in writes.read:  # see `_apply_one`
             writes.after[host] = status
         return status.seq
 
@@ -218,15 +226,18 @@ class BatchWriter:
                 writes.after[host] = status
 
     def _plan(self, layout: Layout) -> Plan:
-        plan = self._plans.get(layout.id)
-        if plan is None:
-            assert self._rules is not None
-            size = len(layout.checks) + layout.series_count
-            if self._planned + size > _PLANNED_SERIES:
-                self._plans.clear()
-                self._planned = 0
-            self._planned += size
-            plan = self._plans[layout.id] = self._rules.plan(layout)
+        plans, layout_id = self._plans, layout.id
+        plan = plans.get(layout_id)
+        if plan is not None:
+            plans.move_to_end(layout_id)
+            return plan
+        assert self._rules is not None
+        plan = self._rules.plan(layout)
+        self._planned += plan.size
+        # One host with ever new layouts must not cost the others their plans.
+        while plans and self._planned > _CACHED_PLANS:
+            self._planned -= plans.popitem(last=False)[1].size
+        plans[layout_id] = plan
         return plan
 
     def _write(self, tx: Transaction, writes: _Writes) -> None:
@@ -261,9 +272,9 @@ class BatchWriter:
         return statuses.latest_row(host, number, report.values, report.results)
 
     def _remember(self, writes: _Writes) -> None:
-        if len(self._layouts) + len(writes.new_layouts) > _CACHED_LAYOUTS:
-            self._layouts.clear()
         self._layouts.update(writes.new_layouts)
+        while len(self._layouts) > _CACHED_LAYOUTS:
+            del self._layouts[next(iter(self._layouts))]
         for host, before in writes.before.items():
             after = writes.after.get(host)
             self._cache[host] = before if after is None else Versioned(before.version + 1, after)

@@ -6,25 +6,26 @@ import asyncio
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from grpc import aio
 
 from collector.ingest.door import Door
+from collector.ingest.items import StreamFull
 from collector.ingest.pacer import Pacer
 from collector.ingest.sessions import Session
 from fleetpulse import convert
 from fleetpulse.convert import WireError
-from fleetpulse.model import Layout
+from fleetpulse.model import Layout, Report
 from fleetpulse.rpc import ServedStream
 from fleetpulse.v1 import ingest_pb2 as pb
 
 _THROTTLE = 2_000  # milliseconds that agents are asked to pause
-# A stream that needs more than one of these is closed, and starts anew.
-_LAYOUTS_PER_STREAM = 1_000
-_SERIES_PER_STREAM = 10 * convert.MAX_SERIES  # and checks; up to 300 bytes each
+# Bytes of layouts. An agent never announces one twice on a stream, so none can be forgotten before its end.
+_MANY_LAYOUTS = 16 << 20  # with more than this, a stream ends after its next Ack, and starts anew
+_MOST_LAYOUTS = 64 << 20  # between two Acks; the series of a batch of a mebibyte take up less
 
 # A report of more than this takes up more of its host's pace than one: it costs as much as several.
 CHECKS_PER_REPORT = 50
@@ -32,6 +33,10 @@ SERIES_PER_REPORT = 500
 _LARGE_LAYOUT = 64 << 10  # bytes; decoding more than that takes milliseconds
 # Shorter pauses are put together, so that a host at its limit is not sent a Throttle for each message.
 _LEAST_PAUSE = 0.25  # seconds
+
+
+class TooManyLayouts(Exception):
+    """More layouts were announced at once than are kept for one stream; fewer reports at once may do."""
 
 
 @dataclass(slots=True)
@@ -53,11 +58,12 @@ class Conversation:
         self._session = session
         self._context = context
         self._around = around
+        self._is_full = False
 
     async def run(self) -> None:
         """Until the agent closes the stream.
 
-        Raises WireError, StoreError, HelloNeeded, and whatever gRPC raises for a broken stream.
+        Raises WireError, StoreError, HelloNeeded, TooManyLayouts, and whatever gRPC raises for a broken stream.
         """
         session, around = self._session, self._around
         host_id = session.record.host_id
@@ -82,11 +88,14 @@ class Conversation:
             data: Any = await read()
             session.is_idle = False
             if data is aio.EOF:
+                await asyncio.sleep(0)  # a stream that broke off looks the same, and is cancelled right after
                 return
             began = session.held_since = time.monotonic()
             cost = await self._take(data)
             session.held_since = 0.0
             wait = around.pacer.spend(host_id, cost, began)
+            if self._is_full:
+                raise StreamFull
 
     async def _take(self, data: bytes) -> float:
         """Act on one message; what it cost, in reports."""
@@ -95,13 +104,11 @@ class Conversation:
         kind = request.WhichOneof("message")
         if kind == "reports":
             reports = convert.decode_batch(request.reports, session.layouts, around.batch_reports)
-            cost = int(len(reports) * session.report_cost)
-            committed = await around.door.submit(
-                session.host, session.record, session.epoch, reports, around.now(), cost=cost
-            )
-            around.counts["reports"] += len(reports)
+            committed = await self._submit(reports)
             await session.send(convert.encode_ack(committed))
-            return cost
+            # Not before something was acked: then every stream gets its agent further.
+            self._is_full = session.layouts_size > _MANY_LAYOUTS and len(session.layouts) > 1
+            return int(len(reports) * session.report_cost)
         if kind == "layout":
             return await self._announce(request.layout, len(data))
         if kind == "facts":
@@ -112,10 +119,22 @@ class Conversation:
         # Anything else is of a newer protocol, and not meant for us.
         return 1
 
+    async def _submit(self, reports: Sequence[Report]) -> int:
+        """Commit a message's reports; large ones in parts, between which other hosts have their turn."""
+        session, around = self._session, self._around
+        each = session.report_cost
+        most = max(1, int(around.batch_reports / each))
+        committed = 0
+        for start in range(0, len(reports), most):
+            part = reports[start : start + most]
+            committed = await around.door.submit(
+                session.host, session.record, session.epoch, part, around.now(), cost=int(len(part) * each)
+            )
+            around.counts["reports"] += len(part)
+        return committed
+
     async def _announce(self, message: pb.Layout, size: int) -> float:
         session, around = self._session, self._around
-        if len(session.layouts) >= _LAYOUTS_PER_STREAM:
-            raise WireError(f"more than {_LAYOUTS_PER_STREAM} layouts on one stream")
         # Machines of one kind have one layout: it is read and kept once for all of them. Its id is
         # the hash of its content, so whoever sends a known id means the known layout.
         layout = around.layouts.get(message.id)
@@ -125,12 +144,11 @@ class Conversation:
             else:
                 layout = convert.decode_layout(message)
             around.layouts[layout.id] = layout
-        session.layouts[layout.id] = layout
-        if (
-            sum(len(known.checks) + known.series_count for known in session.layouts.values())
-            > _SERIES_PER_STREAM
-        ):
-            raise WireError(f"layouts of more than {_SERIES_PER_STREAM} checks and series on one stream")
+        if layout.id not in session.layouts:
+            session.layouts_size += layout.size
+            if session.layouts and session.layouts_size > _MOST_LAYOUTS:
+                raise TooManyLayouts(f"layouts that take up more than {_MOST_LAYOUTS} bytes on one stream")
+            session.layouts[layout.id] = layout
         cost = max(1.0, len(layout.checks) / CHECKS_PER_REPORT, layout.series_count / SERIES_PER_REPORT)
         session.report_cost = max(session.report_cost, cost)
         return cost

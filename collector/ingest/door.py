@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -99,13 +100,18 @@ class Door:
         """Let the writers commit what is admitted, for at most `patience` seconds; whether they did."""
         for writer in self._writers:
             writer.inbox.close()
-        joined = [asyncio.to_thread(writer.join, patience) for writer in self._writers]
-        await asyncio.gather(*joined)
-        drained = not any(writer.is_alive() for writer in self._writers)
+        drained = await asyncio.to_thread(self._join, patience)
         for writer in self._writers:
             writer.abandon()
-        await asyncio.gather(*[asyncio.to_thread(writer.join, 1.0) for writer in self._writers])
+        await asyncio.to_thread(self._join, 1.0)
         return drained
+
+    def _join(self, patience: float) -> bool:
+        """Wait at most `patience` seconds for all writers to end; whether they did."""
+        deadline = time.monotonic() + patience
+        for writer in self._writers:
+            writer.join(max(0.0, deadline - time.monotonic()))
+        return not any(writer.is_alive() for writer in self._writers)
 
     def _writer_of(self, host_id: str) -> Writer:
         return self._writers[zlib.crc32(host_id.encode()) % len(self._writers)]

@@ -84,6 +84,13 @@ class HostGone(HelloNeeded):
         super().__init__("this host was removed; say Hello again")
 
 
+class StreamFull(HelloNeeded):
+    """The stream has announced so many layouts that they have to be forgotten, as its end does."""
+
+    def __init__(self) -> None:
+        super().__init__("this stream has announced too many layouts to go on; say Hello again")
+
+
 class EpochOver(HelloNeeded):
     """The host has said Hello with another epoch since, perhaps to another collector."""
 

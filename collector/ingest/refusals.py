@@ -25,6 +25,7 @@ COUNTED = {
     "too_many_hellos": "Streams refused to a host beyond `limits.hellos_per_minute`.",
     "unstorable": "Streams refused for data that the database does not take.",
     "unread": "Streams ended because their agent did not read what it was told.",
+    "broken": "Streams that broke off: the agent or the network is gone, or a message is over `limits.message_size`.",
 }
 """What each count means; docs/configuration.md shows the same."""
 

@@ -22,7 +22,7 @@ import structlog
 from grpc import aio
 
 from collector.core.status import HostRecord
-from collector.ingest.conversation import Conversation, Surroundings
+from collector.ingest.conversation import Conversation, Surroundings, TooManyLayouts
 from collector.ingest.door import Door
 from collector.ingest.items import HelloNeeded
 from collector.ingest.pacer import Pacer
@@ -115,9 +115,11 @@ class IngestServicer:
             await Conversation(session, context, self._around).run()
         except asyncio.CancelledError:
             if session is None or not session.ended:
+                self.counts["broken"] += 1
                 raise
             ending = _ENDED[session.ended]
         except aio.BaseError:  # the peer is gone, or gRPC does not let it go on
+            self.counts["broken"] += 1
             raise
         except Exception as error:  # noqa: BLE001 - whatever happens on one stream, the others go on
             ending = self._ending_by(error, _name(session), _address(context))
@@ -137,6 +139,9 @@ class IngestServicer:
                 return Ending(grpc.StatusCode.INVALID_ARGUMENT, str(error), "malformed")
             case HelloNeeded():
                 return Ending(grpc.StatusCode.ABORTED, str(error))
+            case TooManyLayouts():
+                # Not the reports' fault: an agent sends them one by one now, and drops none.
+                return Ending(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
             case StoreRefused():
                 text = f"cannot be stored: {error}"
                 return Ending(grpc.StatusCode.INVALID_ARGUMENT, text, "unstorable")

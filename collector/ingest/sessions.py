@@ -33,6 +33,8 @@ class Session:
     """For `send` alone: gRPC takes one message at a time."""
     task: asyncio.Task[object]
     layouts: dict[bytes, Layout] = field(default_factory=dict)
+    layouts_size: int = 0
+    """What they take up, in bytes."""
     report_cost: float = 1.0
     """How much of the host's pace one report takes up."""
     is_idle: bool = False
@@ -92,6 +94,8 @@ class Session:
             task.cancel()
         if self._last_call is not None:
             self._last_call.cancel()
+        # A stream that ends by an error is garbage in a cycle, which may wait long for its collection.
+        self.layouts.clear()
 
     async def _send_quietly(self, message: StreamResponse) -> None:
         with suppress(Exception):  # the stream may end at this very moment, and its handler tells why

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from collector.store.errors import StoreError
@@ -77,6 +77,14 @@ class Dialect(ABC):
     @abstractmethod
     def connect(self) -> Any:
         """A new connection of the driver, its session prepared."""
+
+    @abstractmethod
+    def connection_number(self, connection: Any) -> int | None:
+        """The number that the server gave a connection; None where there is no server."""
+
+    @abstractmethod
+    def survivors(self, connection: Any, ages: Mapping[int, float]) -> set[int]:
+        """Which of our own connections the server still has; by number, seconds since each was made."""
 
     @abstractmethod
     def begin(self, connection: Any, *, write: bool) -> None:

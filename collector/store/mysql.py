@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import MySQLdb
@@ -44,6 +44,8 @@ _CONNECT_TIMEOUT = 5  # seconds until the server's first word
 _PATIENT_CONNECT_TIMEOUT = 60
 _PATIENT_SOCKET_TIMEOUT = 86_400
 _IO_TIMEOUT = 30  # seconds for one read or write on the connection
+_IDLE_TRANSACTION = 10  # seconds between two statements of one transaction
+_UNKNOWN_VARIABLE = 1193
 _LOCK_TIMEOUT = 5  # seconds until a row lock is given up and the batch repeated
 
 # Characters of rows in one statement. The server cuts the connection of who sends more than its
@@ -149,11 +151,33 @@ class MysqlDialect(Dialect):
             cursor.execute(
                 "SET SESSION innodb_lock_wait_timeout = %s, sql_mode = 'STRICT_ALL_TABLES'", (_LOCK_TIMEOUT,)
             )
+            # The server's zone may have two hours with one name in autumn; see `clock_expression`.
+            cursor.execute("SET SESSION time_zone = '+00:00'")
+            _limit_idle_transactions(cursor)
             cursor.close()
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def connection_number(self, connection: Any) -> int | None:
+        return int(connection.thread_id())
+
+    def survivors(self, connection: Any, ages: Mapping[int, float]) -> set[int]:
+        cursor = connection.cursor()
+        cursor.execute("SHOW GLOBAL STATUS LIKE 'Uptime'")
+        uptime = int(cursor.fetchone()[1]) + 1  # whole seconds; numbers begin anew with each start
+        known = [number for number, age in ages.items() if age <= uptime]
+        if not known:
+            return set()
+        # Whoever asks sees the connections of its own account without any privilege.
+        cursor.execute(
+            f"SELECT id FROM information_schema.PROCESSLIST WHERE id IN ({', '.join(['%s'] * len(known))})",  # noqa: S608
+            known,
+        )
+        found = {int(row[0]) for row in cursor.fetchall()}
+        cursor.close()
+        return found
 
     def begin(self, connection: Any, *, write: bool) -> None:  # noqa: ARG002 - one way for both
         connection.begin()
@@ -219,6 +243,17 @@ class MysqlDialect(Dialect):
 def _has_timed_out(code: int, text: str, elapsed: float) -> bool:
     """Whether a lost connection is one on which we gave up waiting: the driver has one number for both."""
     return code in _LOST and (elapsed >= _IO_TIMEOUT or f"system error: {errno.ETIMEDOUT}" in text)
+
+
+def _limit_idle_transactions(cursor: Any) -> None:
+    """Have the server end a transaction whose client stands still: its locks would stop all others."""
+    try:
+        cursor.execute("SET SESSION idle_transaction_timeout = %s", (_IDLE_TRANSACTION,))
+    except MySQLdb.Error as error:
+        if _code(error) != _UNKNOWN_VARIABLE:
+            raise
+        # MySQL has only a limit for all idle connections. One that is cut in the pool is replaced unnoticed.
+        cursor.execute("SET SESSION wait_timeout = %s", (2 * _IDLE_TRANSACTION,))
 
 
 def _code(error: Exception) -> int:

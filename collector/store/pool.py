@@ -15,8 +15,10 @@ suit a collector, and are switched off here:
 What the server counts is not only what is open here: it finds out a little later that a connection is
 gone, and one that stands still finds out when it wakes up. So one place is kept for replacing what was
 lost: a pool of eight has at most seven connections in use. One thread connects at a time, after a moment
-for the server. Measured with every connection in use, and a server that stood still for longer than a
-read may take, or had its connections killed: 4 of 3 and 9 to 11 of 8 without that, never more with it.
+for the server, asks it which of the lost connections it still has, and gives up if those and the open ones
+leave no room: a server whose disk hangs keeps a connection for as long as that lasts, and would soon have
+none left. Measured with every connection in use, and a server that stood still for longer than a read may
+take, or had its connections killed: 4 of 3 and 9 to 11 of 8 without that, never more with it.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from dbutils.pooled_db import PooledDB
 
@@ -45,11 +47,13 @@ class Link:
     """One place in the pool, with at most one live connection behind it.
 
     Looks like a DB-API connection to PooledDB. Not shared between threads: the pool sees to that.
-    `connect` is told whether this place had a connection before, and lost it.
+    `connect` is told whether this place had a connection before, and lost it; `on_discard` hears of each
+    connection that is given up.
     """
 
-    def __init__(self, connect: Callable[[bool], Any]):
+    def __init__(self, connect: Callable[[bool], Any], on_discard: Callable[[Any], None]):
         self._connect = connect
+        self._on_discard = on_discard
         self._raw: Any = None
         self._had_one = False
 
@@ -72,6 +76,7 @@ class Link:
         """Close the connection, because it is lost or its state is unknown."""
         raw, self._raw = self._raw, None
         if raw is not None:
+            self._on_discard(raw)
             with suppress(Exception):  # a lost connection may fail to close in any way
                 raw.close()
 
@@ -100,6 +105,19 @@ class Link:
         """Called by PooledDB under its lock when the link is returned; the transaction ended before."""
 
 
+class Server(Protocol):
+    """What the pool needs to know of a database."""
+
+    def connect(self) -> Any:
+        """A new connection of the driver."""
+
+    def connection_number(self, connection: Any) -> int | None:
+        """The number that the server gave it; None where there is no server. Needs no answer from it."""
+
+    def survivors(self, connection: Any, ages: Mapping[int, float]) -> set[int]:
+        """Which of our connections the server still has; by number, seconds since each was made."""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolStats:
     """How the pool has been used. Times in seconds.
@@ -126,18 +144,21 @@ class Pool:
     connections belong to the parent, and nothing that is done with it there reaches the server.
     """
 
-    def __init__(self, connect: Callable[[], Any], size: int, timeout: float):
+    def __init__(self, server: Server, size: int, timeout: float):
         self.size = size
+        self._server = server
         self._timeout = timeout
         self._pid = os.getpid()
-        usable = max(1, size - 1)  # see above; who needs but one connection has no other to lose
+        # See above; who needs but one connection has no other to lose.
+        self._usable = usable = max(1, size - 1)
         self._free = threading.BoundedSemaphore(usable)
         self._lock = threading.Lock()
         self._connecting = threading.Lock()
         self._out_since: dict[int, float] = {}  # by thread
         self._checkouts = self._waits = self._timeouts = self._connects = self._reconnects = 0
         self._wait_time = 0.0
-        self._connect = connect
+        self._made_at: dict[int, float] = {}  # of each connection, by its number; monotonic
+        self._lost: dict[int, float] = {}  # those of them that the server may still have
         self._links: list[Link] = []
         self._pool = _LastReturnedFirst(
             _Creator(self._new_link),
@@ -153,7 +174,7 @@ class Pool:
         _pools.add(self)
 
     def _new_link(self) -> Link:
-        link = Link(self._counted_connect)
+        link = Link(self._counted_connect, self._note_lost)
         self._links.append(link)
         return link
 
@@ -170,13 +191,45 @@ class Pool:
         try:
             if again:
                 time.sleep(_MOMENT)
-            raw = self._connect()
+            raw = self._server.connect()
+            try:
+                if self._lost:
+                    self._require_room(raw)
+            except BaseException:
+                with suppress(Exception):
+                    raw.close()
+                raise
+            number = self._server.connection_number(raw)
         finally:
             self._connecting.release()
         with self._lock:
             self._connects += 1
             self._reconnects += again
+            if number is not None:
+                self._made_at[number] = time.monotonic()
         return raw
+
+    def _note_lost(self, raw: Any) -> None:
+        number = self._server.connection_number(raw)
+        if number is not None:
+            with self._lock:
+                self._lost[number] = self._made_at.pop(number, 0.0)
+
+    def _require_room(self, raw: Any) -> None:
+        """Raises StoreUnavailable if the server has too many of our lost connections for one more."""
+        now = time.monotonic()
+        with self._lock:
+            ages = {number: now - made_at for number, made_at in self._lost.items()}
+        left = self._server.survivors(raw, ages)
+        with self._lock:
+            for number in ages.keys() - left:
+                self._lost.pop(number, None)
+        used = sum(link.is_open for link in self._links) + len(left)
+        if used >= self._usable:
+            raise StoreUnavailable(
+                f"database: still has {len(left)} connections that did not answer and were given up;"
+                f" with the others the pool of {self.size} is full"
+            )
 
     @contextmanager
     def checkout(self) -> Iterator[Link]:

@@ -34,9 +34,9 @@ def load_suspects(tx: Transaction, now: int) -> list[LastWord]:
     rows = tx.query(
         "SELECT s.host, s.received_at, h.interval_ms, h.ttl_ms, s.silence FROM host_seen s "
         "JOIN host h ON h.id = s.host WHERE s.received_at > 0 AND s.silence <> %s "
-        "AND (s.silence = %s OR s.received_at < %s - 1.5 * (SELECT MIN(interval_ms) FROM host)) "
-        "AND (s.silence = %s OR s.received_at < %s - 1.5 * h.interval_ms)",
-        (Silence.ALONE.value, Silence.FLEET.value, now, Silence.FLEET.value, now),
+        "AND (s.silence = %s OR s.received_at < %s - (SELECT MIN(interval_ms) FROM host)) "
+        "AND (s.silence = %s OR s.received_at < %s - 1.5 * h.interval_ms OR s.received_at < %s - h.ttl_ms)",
+        (Silence.ALONE.value, Silence.FLEET.value, now, Silence.FLEET.value, now, now),
     )
     return [LastWord._make((*row[:-1], _SILENCES[row[-1]])) for row in rows]
 

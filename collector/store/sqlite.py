@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from collector.store.dialect import CheckRow, Dialect, EventRow, LatestRow, SeenRow
@@ -103,6 +103,12 @@ class SqliteDialect(Dialect):
             connection.close()
             raise
         return connection
+
+    def connection_number(self, connection: Any) -> int | None:  # noqa: ARG002 - there is no server
+        return None
+
+    def survivors(self, connection: Any, ages: Mapping[int, float]) -> set[int]:  # noqa: ARG002
+        return set()
 
     def begin(self, connection: Any, *, write: bool) -> None:
         connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from collector.store.dialect import Dialect
 from collector.store.errors import StoreError, StoreMisconfigured
 from collector.store.pool import Link, Pool, PoolStats
+from collector.store.turns import Turns
 from collector.store.url import SqliteUrl, parse_url
 
 Row = tuple[Any, ...]
@@ -78,7 +79,9 @@ class Store:
 
     def __init__(self, dialect: Dialect, pool_size: int, pool_timeout: float):
         self.dialect = dialect
-        self._pool = Pool(dialect.connect, pool_size, pool_timeout)
+        self._pool = Pool(dialect, pool_size, pool_timeout)
+        self._turns = Turns() if dialect.single_writer else None
+        self._turn_timeout = pool_timeout
 
     @contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[Transaction]:
@@ -87,7 +90,7 @@ class Store:
         An idle connection that the server has cut is replaced unnoticed, because nothing had begun
         on it; one that is lost later loses the transaction (StoreUnavailable).
         """
-        with self._pool.checkout() as link:
+        with self._turn(write), self._pool.checkout() as link:
             began = time.monotonic()
             tx: Transaction | None = None
             try:
@@ -105,6 +108,9 @@ class Store:
             finally:
                 if tx is not None:
                     tx.end()
+
+    def _turn(self, write: bool) -> AbstractContextManager[None]:
+        return self._turns.take(self._turn_timeout) if write and self._turns is not None else nullcontext()
 
     def _begin(self, link: Link, write: bool) -> Any:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
+import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,15 +64,20 @@ class CheckLayout(NamedTuple):
     measurements: tuple[Measurement, ...]
 
 
+_OBJECT_SIZE = 1_000  # bytes of a layout without its content, with its place in the tables that know it
+_CHECK_SIZE = 200  # bytes of a check's tuples
+_SERIES_SIZE = 150  # bytes of a series' tuples, here and in `Layout.series`
+
+
 @dataclass(frozen=True)
 class Layout:
     """The ordered list of a host's series. Equal content has an equal id on every host."""
 
     checks: tuple[CheckLayout, ...]
 
-    @cached_property
+    @property
     def canonical_json(self) -> str:
-        """[[check, instance, [[measurement, unit], ...]], ...] without white space."""
+        """[[check, instance, [[measurement, unit], ...]], ...] without white space. Made anew each time."""
         content = [[c.key.name, c.key.instance, c.measurements] for c in self.checks]
         return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 
@@ -89,6 +95,16 @@ class Layout:
     def id(self) -> LayoutId:
         """The content's hash, as proto/fleetpulse/v1/ingest.proto defines it."""
         return LayoutId(hashlib.blake2b(self.canonical_json.encode(), digest_size=16).digest())
+
+    @cached_property
+    def size(self) -> int:
+        """About how many bytes of memory it takes up. A text with one rare character takes four for each."""
+        size = _OBJECT_SIZE
+        for key, measurements in self.checks:
+            size += _CHECK_SIZE + sys.getsizeof(key.name) + sys.getsizeof(key.instance)
+            for name, unit in measurements:
+                size += _SERIES_SIZE + sys.getsizeof(name) + sys.getsizeof(unit)
+        return size
 
     @cached_property
     def series_count(self) -> int:

@@ -263,6 +263,7 @@ def test_what_a_rolled_back_spool_knows_is_not_sent_again(tmp_path: Path) -> Non
         before = DiskSpool(tmp_path / "spool.db")
         for number in range(3):
             before.append(0, LAYOUT, (float(number),), ())
+        before.note_contact()
         before.close()
         spool, script = DiskSpool(tmp_path / "spool.db"), Script()
         epoch = spool.epoch

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from collector.core.rules import RuleSet
+from collector.core.rules import Plan, RuleSet
 from collector.core.status import HostRecord
 from collector.ingest.batch import Answer, BatchWriter
 from collector.ingest.items import EpochOver, Item, Registered, Registration, Submission
@@ -156,20 +156,65 @@ def test_a_reboot_that_two_collectors_hear_of_at_once_is_told_once(mariadb_store
     assert count_events(mariadb_store) == {"added": 1, "reboot": 1}
 
 
-def test_ever_new_layouts_are_forgotten_again(store: Store) -> None:
-    """One host that changes its wide layout with every report must not fill the memory."""
-    batches = writer(store)
+def test_what_is_told_from_reading_is_committed_once_more(store: Store) -> None:
+    """Others see a commit before it is safe on the disk; an ack must not rest on that."""
     identity = record()
-    [host] = batches.apply([registration(identity)])
+
+    def version() -> int:
+        with store.transaction(write=False) as tx:
+            return int(tx.query("SELECT version FROM host_seen")[0][0])
+
+    first, second = writer(store), writer(store)
+    (host,) = first.apply([registration(identity)])
+    report = Report(1, 1, SMALL, (1.0,))
+    assert first.apply([submission(host, identity, report)]) == [1]
+    committed = version()
+    assert first.apply([submission(host, identity, report)]) == [1]
+    assert version() == committed, "it knows its own commits"
+    item = submission(host, identity, report)
+    first.forget([item])  # as after a commit whose answer never came
+    assert first.apply([item]) == [1]
+    assert version() == committed + 1
+    assert second.apply([registration(identity)]) == [Registered(host.host, 1)]
+    assert version() == committed + 2
+    assert count_events(store)["state"] == 0
+
+
+def wide(number: int) -> Layout:
+    """Each character takes up four bytes, by one rare one in each name."""
+    names = [f"{number}-{n}-".ljust(254, "m") + "\U0001f600" for n in range(5_000)]
+    return Layout((CheckLayout(CheckKey("c"), tuple(Measurement(name, "1") for name in names)),))
+
+
+def test_ever_new_layouts_are_forgotten_again_and_those_in_use_are_not(store: Store) -> None:
+    """One host that changes its wide layout with every report must not fill the memory, nor harm others."""
+    batches = writer(store)
+    mine, others = record("h1"), record("h2")
+    changing, steady = batches.apply([registration(mine), registration(others)])
+    rules = RuleSet(())
+    planned: list[Layout] = []
+
+    class Counted(RuleSet):
+        def plan(self, layout: Layout) -> Plan:
+            planned.append(layout)
+            return rules.plan(layout)
+
+    counted = Counted(())
+    batches = BatchWriter(store, lambda: counted, lambda: 1_000)
     seen = []
-    for seq in range(1, 71):
-        wide = Layout(
-            (CheckLayout(CheckKey(f"c{seq}"), tuple(Measurement(f"m{n}", "1") for n in range(20_000))),)
+    for seq in range(1, 26):
+        layout = wide(seq)
+        seen.append(weakref.ref(layout))
+        batches.apply(
+            [
+                submission(changing, mine, Report(seq, 1, layout, (0.5,) * 5_000)),  # type: ignore[arg-type]
+                submission(steady, others, Report(seq, 1, SMALL, (0.5,))),  # type: ignore[arg-type]
+            ]
         )
-        seen.append(weakref.ref(wide))
-        batches.apply([submission(host, identity, Report(seq, 1, wide, (0.5,) * 20_000))])  # type: ignore[arg-type]
-    del wide
-    assert sum(layout() is not None for layout in seen) <= 50
+    assert planned.count(SMALL) == 1
+    planned.clear()
+    alive = [layout for known in seen if (layout := known()) is not None]
+    assert 5 < len(alive) < 14, "64 MB of them"
 
 
 # --- epochs ---

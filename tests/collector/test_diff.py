@@ -263,6 +263,19 @@ def test_new_rules_judge_stored_values():
     assert status.seq == host.status.seq
 
 
+def test_a_report_that_is_judged_again_is_no_second_sighting():
+    patient = RuleSet([Rule("filesystem", UTILIZATION.name, critical=0.9, occurrences=2)])
+    host = Host(patient)
+    host.report(0.5, 0.1)
+    host.report(0.95, 0.1)
+    changes = Changes()
+    status = host.status
+    for _ in range(3):
+        status = diff.judge_again(status, patient.plan(LAYOUT), (0.95, 0.1), (), host.now, changes)
+    assert not changes.events
+    assert status.checks[ROOT].pending_count == 1
+
+
 RECORD = HostRecord("id", "name", "machine", "boot-1", "1.0", "10.0.0.1", 15_000, 45_000)
 
 

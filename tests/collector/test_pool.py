@@ -215,6 +215,30 @@ def test_the_server_never_counts_more_than_the_size(
     admin.close()
 
 
+def test_a_server_that_keeps_what_was_given_up_gets_no_more_connections_for_it(
+    mariadb: MariadbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose disk hangs: it does not notice for seconds that its client has left."""
+    monkeypatch.setattr("collector.store.mysql._IO_TIMEOUT", 1)
+    store = open_store(mariadb.account(mariadb.fresh_database(), connections=4), pool_size=4, pool_timeout=1)
+    with busy_threads(store, 6, "SELECT SLEEP(4)") as done:
+        wait_until(
+            lambda: sum("were given up" in text for text in done.errors) > 10,
+            what="the pool to be full of them",
+        )
+
+    def usable() -> bool:
+        try:
+            with store.transaction() as tx:
+                return bool(tx.query("SELECT 1"))
+        except StoreUnavailable:
+            return False
+
+    wait_until(usable, what="the server to have noticed")
+    assert not [text for text in done.errors if "max_user_connections" in text]
+    store.close()
+
+
 class Done:
     """What busy threads have done so far."""
 

@@ -13,6 +13,7 @@ from grpc import aio
 from collector.ingest.sessions import Patience, Session, Sessions
 from fleetpulse import convert
 from fleetpulse.convert import Ack, Goodbye, StreamResponse, Throttle
+from fleetpulse.model import Layout
 from fleetpulse.rpc import open_stream, read_response, serve_streams
 from tests.collector.fleet import record
 
@@ -180,3 +181,16 @@ def test_a_goodbye_is_not_held_up_by_who_does_not_read() -> None:
     good, seconds = asyncio.run(part())
     assert [type(message) for message in good.said] == [Goodbye]
     assert seconds < 10
+
+
+def test_what_a_stream_announced_is_forgotten_when_it_ends() -> None:
+    """Although the stream itself may wait long for the garbage collection."""
+
+    async def talk() -> Session:
+        sessions = Sessions()
+        session = join(sessions, Line(0).write)
+        session.layouts[b"id"] = Layout(())
+        sessions.leave(session)
+        return session
+
+    assert not asyncio.run(talk()).layouts

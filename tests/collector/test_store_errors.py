@@ -312,3 +312,41 @@ def test_mariadb_that_accepts_and_says_nothing(
         with pytest.raises(StoreUnavailable):
             use(opened(f"mysql://root@127.0.0.1:{silent.getsockname()[1]}/x"))
         assert time.monotonic() - began < 10
+
+
+def test_mariadb_ends_a_transaction_whose_client_stands_still(
+    opened: Callable[..., Store], mariadb: MariadbServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its locks would hold up all others for hours."""
+    monkeypatch.setattr("collector.store.mysql._IDLE_TRANSACTION", 1)
+    url = mariadb.fresh_database()
+    frozen, other = opened(url), opened(url)
+    upgrade(frozen, lambda: 1)
+    done = threading.Event()
+    with other.transaction() as tx:
+        tx.execute("INSERT INTO setting (name, content) VALUES ('a', '0')")
+
+    def write() -> None:
+        with other.transaction() as tx:
+            tx.execute("UPDATE setting SET content = '2' WHERE name = 'a'")
+        done.set()
+
+    def stand_still() -> None:
+        with frozen.transaction() as tx:
+            tx.execute("UPDATE setting SET content = '1' WHERE name = 'a'")
+            thread.start()
+            assert done.wait(4)
+
+    thread = threading.Thread(target=write)
+    with pytest.raises(StoreUnavailable):
+        stand_still()
+    thread.join()
+
+
+def test_mariadb_tells_the_time_without_a_zone(opened: Callable[..., Store]) -> None:
+    """In a zone with summer time its clock would jump by an hour, twice in one autumn night."""
+    with MariadbServer("--default-time-zone=+05:00") as server:
+        store = opened(server.fresh_database())
+        with store.transaction() as tx:
+            assert tx.query("SELECT @@session.time_zone")[0][0] == "+00:00"
+            assert abs(int(tx.query(f"SELECT {tx.dialect.clock_expression}")[0][0]) / 1000 - time.time()) < 60

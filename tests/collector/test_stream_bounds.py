@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import uuid
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import grpc
+import pytest
 
+from agent.delivery import Delivery
+from agent.memory_spool import MemorySpool
 from fleetpulse import convert
 from fleetpulse.model import (
     CheckKey,
@@ -31,10 +37,77 @@ def wide_layout(number: int) -> Layout:
 
 
 def test_a_stream_of_ever_new_layouts_is_ended_before_it_fills_the_memory(sqlite_site: Site) -> None:
+    collector = sqlite_site.collector(limits_reports_per_second="10000")
+    code, details = asyncio.run(_announce_layouts(sqlite_site.address, 30))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "take up more than" in details
+    assert collector.stop() == 0
+    assert "malformed" not in json.loads(collector.wait_for_log('"stopped"'))
+
+
+def many_checks(number: int) -> Layout:
+    return Layout(
+        tuple(CheckLayout(CheckKey("n", f"{number}-{n}"), (Measurement("a", "1"),)) for n in range(3_000))
+    )
+
+
+def long_names(number: int) -> Layout:
+    """Four bytes of memory for each character, by one rare one in each name."""
+    return Layout(
+        (
+            CheckLayout(
+                CheckKey("n"),
+                tuple(
+                    Measurement(f"{number}-{n}-".ljust(254, "m") + "\U0001f600", "u" * 240 + "\U0001f600")
+                    for n in range(1_800)
+                ),
+            ),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("layout", "reports"),
+    [(many_checks, 60), pytest.param(long_names, 24, id="too-many-for-one-stream-in-one-batch")],
+)
+def test_a_backlog_whose_layout_changes_with_each_report_is_delivered_whole(
+    sqlite_site: Site, layout: Callable[[int], Layout], reports: int
+) -> None:
+    """It takes more streams than one, and neither reports nor facts are blamed for that."""
+    collector = sqlite_site.collector(limits_reports_per_second="10000")
+    spool = MemorySpool()
+    for number in range(reports):
+        one = layout(number)
+        spool.append(number + 1, one, (1.0,) * one.series_count, ())
+    hello = new_hello()
+    delivery = asyncio.run(_deliver_all(sqlite_site.address, spool, hello))
+    assert delivery.acked_seq == reports
+    assert collector.stop() == 0
+    counts = json.loads(collector.wait_for_log('"stopped"'))
+    assert counts["streams"] > 1
+    assert counts["reports"] == reports, "each one once"
+    assert "malformed" not in counts
+
+
+def test_a_message_of_large_reports_is_committed_in_parts(sqlite_site: Site) -> None:
+    """Between them the other hosts of the same writer have their turn."""
     sqlite_site.collector()
-    code, details = asyncio.run(_announce_layouts(sqlite_site.address, 12))
-    assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert "200000 checks and series" in details
+    checks = convert.MAX_CHECKS
+    layout = Layout(tuple(CheckLayout(CheckKey(f"c{n}"), ()) for n in range(checks)))
+    states = [
+        tuple(CheckResult(n, state, "") for n in range(checks)) for state in (State.WARNING, State.CRITICAL)
+    ]
+    reports = [Report(seq, seq, layout, (), states[seq % 2]) for seq in range(1, 11)]
+    before = hello_and_reports(layout, reports[:1])
+    asyncio.run(_send_until_acked(sqlite_site.address, before, 1))
+    with closing(sqlite3.connect(sqlite_site.database_url.removeprefix("sqlite:///"))) as database:
+        (commits,) = database.execute("SELECT version FROM host_seen").fetchone()
+        asyncio.run(_send_until_acked(sqlite_site.address, hello_and_reports(layout, reports[1:]), 10))
+        (then,) = database.execute("SELECT version FROM host_seen").fetchone()
+        assert then - commits > 3
+        assert database.execute("SELECT seq FROM host_seen").fetchone() == (10,)
+        (events,) = database.execute("SELECT COUNT(*) FROM event WHERE kind = 'state'").fetchone()
+    assert events == checks * len(reports)
 
 
 def test_a_report_that_the_database_refuses_is_refused_and_harms_nobody(mariadb_site: Site, mariadb) -> None:
@@ -96,6 +169,45 @@ def test_agents_that_leave_while_they_are_welcomed_leave_nothing_behind(sqlite_s
 
 def new_hello() -> Hello:
     return Hello(HostId(str(uuid.uuid4())), "hostname", "m", "b", 1, "1", 60_000, 180_000)
+
+
+def hello_and_reports(layout: Layout, reports: Sequence[Report]) -> list[convert.StreamRequest]:
+    """What a stream of one host says, always the same one."""
+    hello = Hello(HostId(str(uuid.UUID(int=1))), "hostname", "m", "b", 1, "1", 60_000, 180_000)
+    return [
+        convert.encode_hello(hello),
+        convert.encode_layout(layout),
+        convert.encode_batch(map(convert.encode_report, reports)),
+    ]
+
+
+async def _send_until_acked(address: str, messages: Sequence[convert.StreamRequest], last_seq: int) -> None:
+    async with asyncio.timeout(60), grpc.aio.insecure_channel(address) as channel:
+        call = open_stream(channel)
+        for message in messages:
+            await write_request(call, message)
+        while (answer := await read_response(call)) is not None:
+            if convert.decode_response(answer) == convert.Ack(last_seq):
+                return
+    raise AssertionError("ended without an ack")
+
+
+async def _deliver_all(address: str, spool: MemorySpool, hello: Hello) -> Delivery:
+    """Deliver as an agent does until nothing waits, and its facts are known to be good."""
+    done = asyncio.Event()
+    last_seq = spool.last_seq
+
+    def acked(seq: int) -> None:
+        if seq == last_seq:
+            done.set()
+
+    delivery = Delivery(address, spool, hello, refused_delay=0.5, on_acked=acked)
+    task = asyncio.create_task(delivery.run())
+    async with asyncio.timeout(60):
+        await done.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return delivery
 
 
 async def _send_bytes(address: str, data: bytes) -> tuple[grpc.StatusCode, str]:

@@ -44,6 +44,7 @@ def sweeper(
     *,
     interval: float = 0.02,
     name: str = "c1",
+    failing_for: Callable[[], float] = lambda: 0.0,
 ) -> Sweeper:
     me = CollectorRow(name, "127.0.0.1:1", "0.1.0", 8, now() - 3_600_000, now(), None)
     return Sweeper(
@@ -55,6 +56,7 @@ def sweeper(
         fleet_share=0.5,
         fleet_minimum=3,
         event_retention=365 * 86_400_000,
+        failing_for=failing_for,
     )
 
 
@@ -90,6 +92,56 @@ def test_a_stalled_database_makes_no_fleet_silent(store: Store) -> None:
         swept.sweep()
         now += 500
     assert "fleet-silent" in kinds(store)
+
+
+def test_a_stall_of_two_collectors_makes_no_fleet_silent_either(store: Store) -> None:
+    """The first that is back must not go by what the other has written before."""
+    fleet = Fleet(store)
+    for number in range(4):
+        fleet.add(f"h{number}", interval=2_000, ttl=6_000)
+    now = fleet.now
+    pair = [sweeper(store, lambda: now, name=name) for name in ("c1", "c2")]
+    for swept in pair:
+        swept.beat()
+    now += 9_000
+    for swept in pair:
+        swept.beat()
+        swept.sweep()
+    assert kinds(store) == []
+
+
+def test_whose_reports_cannot_be_stored_is_not_silent(store: Store) -> None:
+    """Rows that somebody else locks stop a writer, and not the sweeper."""
+    fleet = Fleet(store)
+    fleet.add("h", interval=2_000, ttl=6_000)
+    now, failing = fleet.now, 0.0
+    swept = sweeper(store, lambda: now, failing_for=lambda: failing)
+
+    def go_on(turns: int) -> None:
+        nonlocal now, failing
+        for _ in range(turns):
+            now += 1_000
+            failing += 1.0 if failing else 0.0
+            swept.beat()
+            swept.sweep()
+
+    failing = 0.1
+    go_on(20)
+    assert kinds(store) == []
+    failing = 0.0
+    go_on(5)
+    assert kinds(store) == []
+    go_on(5)
+    assert kinds(store) == ["silent"]
+
+
+def test_who_may_be_silent_for_one_interval_only_is_announced_then(store: Store) -> None:
+    fleet = Fleet(store)
+    fleet.add("h", ago=61_000, interval=60_000, ttl=60_000)
+    swept = sweeper(store, lambda: fleet.now)
+    swept.beat()
+    swept.sweep()
+    assert kinds(store) == ["silent"]
 
 
 def test_who_fell_silent_alone_is_not_marked_with_the_fleet_too(store: Store) -> None:

@@ -122,6 +122,7 @@ def test_hosts_are_on_time_beside_garbage_and_connections_that_say_nothing(sqlit
     told, counts = attacked(sqlite_site, names, 8, limits_hello_timeout="2s")
     assert told["oversized"]["RESOURCE_EXHAUSTED"] >= 1
     assert set(told["oversized"]) == {"attack", "streams", "RESOURCE_EXHAUSTED"}
+    assert counts["broken"] >= 1
     assert set(told["garbage"]) == {"attack", "streams", "INVALID_ARGUMENT"}
     assert counts["malformed"] >= told["garbage"]["INVALID_ARGUMENT"] >= 8
     # Every one of them was shown out, many more than once.

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -268,3 +269,34 @@ def test_a_batch_out_of_order(seqs: tuple[int, int]) -> None:
     batch = pb.ReportBatch(reports=[pb.Report(**GOOD_REPORT | {"seq": seq}) for seq in seqs])  # type: ignore[arg-type]
     with pytest.raises(WireError, match="in one batch"):
         convert.decode_batch(batch, {bytes(LAYOUT.id): LAYOUT})
+
+
+@pytest.mark.parametrize("character", ["m", "\xe9", "\u20ac", "\U0001f600"])
+@pytest.mark.parametrize(("checks", "series", "length"), [(1, 2_000, 250), (2_000, 0, 250), (2_000, 1, 5)])
+def test_a_layout_takes_up_no_more_memory_than_it_says(
+    checks: int, series: int, length: int, character: str
+) -> None:
+    """With all that it makes of its content for good: the collector bounds what it keeps by that."""
+
+    def name(number: int) -> str:
+        return f"{number:05}".ljust(length, "n") + character
+
+    layout = Layout(
+        tuple(
+            CheckLayout(
+                CheckKey(name(check), name(check)),
+                tuple(Measurement(name(one), name(one)) for one in range(series)),
+            )
+            for check in range(checks)
+        )
+    )
+    data = convert.layout_to_wire_bytes(layout)
+    tracemalloc.start()
+    try:
+        decoded = convert.layout_from_wire_bytes(data)
+        assert len(decoded.series) == decoded.series_count
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken <= decoded.size * 1.1
+    assert decoded.size < 2 * taken
