@@ -59,7 +59,7 @@ class Attack:
     def hello(self, **change: Any) -> pb.StreamRequest:
         """This attacker's Hello, as it should be but for `change`."""
         names = {"host_id": self.host_id, "hostname": self.name, "machine_id": "m", "boot_id": "b"}
-        fields = {**names, "epoch": 1, "agent_version": "1", "interval": 1000, "ttl": 3000}
+        fields = {**names, "epoch": 1, "agent_version": "1", "interval": 1000, "ttl": 3_600_000}
         return convert.encode_hello(Hello(**{**fields, **change}))
 
     async def streams(self, speak: Callable[[Any], Awaitable[None]], abreast: int = 1) -> None:

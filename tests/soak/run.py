@@ -168,6 +168,8 @@ class Soak:
             verdict.peak[kind] = memory.peak
             verdict.slope[kind] = memory.slope
         verdict.most_threads = self._memory["collector"].most_threads
+        if refused := self.world.refused_connections():
+            self._problem(f"the server refused {refused} connections beyond the pool's {POOL_SIZE}")
         if verdict.most_connections > POOL_SIZE:
             self._problem(f"{verdict.most_connections} connections, more than the pool's {POOL_SIZE}")
 

@@ -115,7 +115,8 @@ class World:
         self.database = url.partition("?")[0].rpartition("/")[2]
         self.site = Site(url, folder, stack)
         self.site.cli("db", "upgrade", check=True)
-        self.site.database_url = self.server.account(url)
+        # A place more than the pool has is refused, and the collector's log tells.
+        self.site.database_url = self.server.account(url, connections=POOL_SIZE)
         (folder / "rules.toml").write_text(_RULES)
         self.collector: Program = self.start_collector()
         self.ledger = Ledger()
@@ -189,12 +190,14 @@ class World:
         return int(str(rows[0][0])) if rows else 0
 
     def is_alone(self) -> bool:
-        """Whether nobody but the collector, and who asks, is connected."""
-        rows = self.query(
-            "SELECT COUNT(*) FROM information_schema.PROCESSLIST"
-            " WHERE user <> 'fleet' AND user <> 'system user' AND id <> CONNECTION_ID()"
-        )
-        return rows is not None and not rows[0][0]
+        """Whether the server counts nobody but the collector and who asks."""
+        rows = self.query("SHOW GLOBAL STATUS LIKE 'Threads_connected'")
+        return rows is not None and int(str(rows[0][1])) <= self.connections() + 1
+
+    def refused_connections(self) -> int:
+        """How often a collector wanted one more connection than its account may have."""
+        logs = self.folder.glob("*-collector.log")
+        return sum(log.read_text(errors="replace").count("max_user_connections") for log in logs)
 
     def most_connections(self) -> int:
         """The server's Max_used_connections since the last call, without the one that asks."""
