@@ -113,6 +113,25 @@ def test_a_large_item_is_not_taken_together_with_others() -> None:
     assert [inbox.take(10, 0) for _ in range(3)] == [[small[0]], [large], small[1:]]
 
 
+def test_the_gate_closes_at_four_fifths_and_opens_below_three() -> None:
+    """Or agents would be asked to pause and to go on by turns."""
+
+    async def fill_and_empty() -> None:
+        gate = Gate(10)
+        assert gate.try_enter(7)
+        assert not gate.is_closed
+        assert gate.try_enter(1)
+        assert gate.is_closed
+        gate.leave(2)
+        assert gate.is_closed
+        gate.leave(1)
+        assert not gate.is_closed
+        assert gate.try_enter(2)
+        assert not gate.is_closed
+
+    asyncio.run(fill_and_empty())
+
+
 def test_who_stops_waiting_for_the_gate_is_forgotten_and_holds_up_nobody() -> None:
     asyncio.run(_stop_waiting())
 

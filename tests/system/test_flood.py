@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import LockRows
 from tests.mariadb_server import MariadbServer
 from tests.processes import ROOT, Program, Site, clean_environ, wait_until
 
@@ -162,3 +163,24 @@ def test_an_outage_of_the_database_moves_no_stream(mariadb_site: Site, mariadb: 
     assert counts["streams"] == hosts
     assert counts["reports"] == summary["reports_acked"], "each was sent and committed once"
     assert counts["held"] >= hosts
+
+
+def test_agents_pause_while_too_much_waits_and_go_on_when_it_is_gone(
+    mariadb_site: Site, mariadb: MariadbServer
+) -> None:
+    """Each of 150 agents has one report on its way, and only 100 may wait for the database."""
+    site, hosts = mariadb_site, 150
+    collector = site.collector(limits_queue_reports="100")
+    ledger = site.folder / "ledger.json"
+    fleet = site.fleet(hosts, "--interval", "500ms", "--seconds", "9", "--ledger", str(ledger))
+    wait_until(lambda: len(site.json("hosts")["hosts"]) == hosts)
+    database = site.database_url.partition("?")[0].rpartition("/")[2]
+    with LockRows(mariadb, database), pytest.raises(subprocess.TimeoutExpired):
+        fleet.wait(3)
+    summary = json.loads(fleet.output().splitlines()[-1])
+    assert summary["reports_waiting"] == 0
+    marks = "SELECT h.host_id, s.seq FROM host h JOIN host_seen s ON s.host = h.id"
+    assert dict(mariadb.query(marks, database=database)) == json.loads(ledger.read_text())
+    counts = stopped_counts(collector)
+    assert counts["throttled"] >= hosts / 3
+    assert counts["streams"] == hosts
