@@ -19,13 +19,8 @@ import grpc
 from agent.backlog import Spool
 from agent.backoff import Backoff
 from agent.spool_file import SpoolError
-from agent.stream import (
-    Stream,
-    StreamDismissedError,
-    StreamEndedError,
-    StreamRefusedError,
-    Timeouts,
-)
+from agent.stream import Stream, Timeouts
+from agent.stream_end import StreamDismissedError, StreamEndedError, StreamRefusedError
 from fleetpulse.model import Facts, Hello
 
 log = logging.getLogger(__name__)

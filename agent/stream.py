@@ -20,95 +20,25 @@ import grpc
 import grpc.aio
 
 from agent.backlog import Spool, Waiting
+from agent.channel import channel_options
+from agent.stream_end import (
+    StreamDismissedError,
+    StreamEndedError,
+    StreamLostError,
+    StreamOutdatedError,
+    StreamRefusedError,
+    ended_by,
+)
 from fleetpulse import convert
 from fleetpulse.convert import WireError
 from fleetpulse.model import Facts, Hello
 from fleetpulse.rpc import CallOverError, StreamCall, open_stream, read_response, write_request
 
-_CHANNEL_OPTIONS = (
-    # Measuring the bandwidth takes pings. One that stays without an answer would hold the keepalive's
-    # own ping back for a minute.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_send_message_length", 64 << 20),  # the collector's Welcome sets the bound that counts
-    ("grpc.max_receive_message_length", 1 << 20),
-    # A retry would send a Hello twice; delivery repeats whole streams instead, at its own pace.
-    ("grpc.enable_retries", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    # Channels to one address would share a connection. For many agents in one process, each has its own.
-    ("grpc.use_local_subchannel_pool", 1),
-)
-
-_PING_AFTER = (11_000, 30_000)  # milliseconds; the collector ends a connection that pings every 10 s
-_PING_TIMEOUT = (5_000, 10_000)
 MAX_PAUSE = 300.0  # seconds; no Throttle, however mistaken, silences the agent for longer
 DEFAULT_BATCH_REPORTS = 500
 DEFAULT_MESSAGE_BYTES = 4 << 20  # what gRPC servers read unless told otherwise
 _ANNOUNCING = 16  # bytes that a message needs around a layout, at most
 _BATCH_SHARE = 0.75  # of a message that a batch may fill: payloads are counted without their frames
-
-# The collector understood and said no. Trying again soon would change nothing.
-_REFUSALS = frozenset(
-    {
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.PERMISSION_DENIED,
-        grpc.StatusCode.UNAUTHENTICATED,
-        grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.ALREADY_EXISTS,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.UNIMPLEMENTED,
-    }
-)
-
-
-def channel_options(interval: int) -> tuple[tuple[str, int], ...]:
-    """For an agent that reports every `interval` milliseconds.
-
-    An idle connection is pinged after an interval, and given up when no answer comes within half of
-    one: whatever is half-open ends before two intervals are over, if they are 11 s or longer.
-    """
-    patience = _within_bounds(interval // 2, _PING_TIMEOUT)
-    return (
-        ("grpc.keepalive_time_ms", _within_bounds(interval, _PING_AFTER)),
-        ("grpc.keepalive_timeout_ms", patience),
-        ("grpc.http2.ping_timeout_ms", patience),
-        *_CHANNEL_OPTIONS,
-    )
-
-
-def _within_bounds(value: int, bounds: tuple[int, int]) -> int:
-    return min(max(value, bounds[0]), bounds[1])
-
-
-class StreamEndedError(Exception):
-    """A stream ended; the text says why."""
-
-
-class StreamLostError(StreamEndedError):
-    """The connection broke, went silent, or was ended without a reason."""
-
-
-class StreamOutdatedError(StreamEndedError):
-    """The spool's epoch is no longer the one that the stream's Hello named."""
-
-
-class StreamDismissedError(StreamEndedError):
-    """The collector said Goodbye. `reconnect_after` in seconds."""
-
-    def __init__(self, reconnect_after: float) -> None:
-        super().__init__("the collector said goodbye")
-        self.reconnect_after = reconnect_after
-
-
-class StreamRefusedError(StreamEndedError):
-    """The collector refused what it was sent. `in_flight` is what waited for an Ack just then."""
-
-    def __init__(self, code: grpc.StatusCode, details: str, in_flight: Waiting | None) -> None:
-        super().__init__(f"refused: {details or 'no reason given'} ({code.name})")
-        self.code = code
-        self.in_flight = in_flight
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +259,7 @@ class Stream:
                     break
                 self._changed.set()
         except grpc.aio.AioRpcError as error:
-            self._end = _ended_by(error, self._in_flight)
+            self._end = ended_by(error, self._in_flight)
         except WireError as error:
             self._end = StreamLostError(f"the collector sent something malformed: {error}")
         except Exception as error:  # noqa: BLE001 - whatever gRPC raises, the sender must not wait for ever
@@ -361,10 +291,3 @@ class Stream:
             # The batch in flight may be stuck behind the very queue that is full, or wait for the
             # database. The collector repeats itself for as long as that lasts.
             self._deadline.reschedule(self._resume_at + self._timeouts.ack)
-
-
-def _ended_by(error: grpc.aio.AioRpcError, in_flight: Waiting | None) -> StreamEndedError:
-    details = error.details() or ""
-    if error.code() in _REFUSALS:
-        return StreamRefusedError(error.code(), details, in_flight)
-    return StreamLostError(f"{details or 'no reason given'} ({error.code().name})")

@@ -31,6 +31,7 @@ list_missing() {
     has_command faketime || need faketime
     has_command npm || need npm
     has_command shellcheck || need shellcheck
+    has_command strace || need strace
     find_python || return
     has_venv || need "$(debian_part venv)"
     "$PYTHON" -c 'import os, sys, sysconfig
@@ -47,7 +48,7 @@ give_up() {
 
 if ! is_debian; then
     echo "packages: not a Debian system: the tests use what is here of" \
-        "mariadbd, the MariaDB client headers, a C compiler, faketime, npm and shellcheck" >&2
+        "mariadbd, the MariaDB client headers, a C compiler, faketime, npm, shellcheck and strace" >&2
     exit 0
 fi
 

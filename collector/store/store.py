@@ -11,7 +11,8 @@ from typing import Any
 
 from collector.store.dialect import Dialect
 from collector.store.errors import StoreError, StoreMisconfigured
-from collector.store.pool import Link, Pool, PoolStats
+from collector.store.link import Link
+from collector.store.pool import Pool, PoolStats
 from collector.store.turns import Turns
 from collector.store.url import SqliteUrl, parse_url
 

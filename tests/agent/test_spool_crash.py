@@ -20,6 +20,7 @@ from agent.spool import DiskSpool, Limits
 from fleetpulse import convert
 from fleetpulse.model import CheckKey, CheckLayout, Layout, Measurement
 from fleetpulse.v1 import ingest_pb2 as pb
+from tests.conftest import require
 from tests.processes import clean_environ
 
 LAYOUTS = [Layout((CheckLayout(CheckKey(f"c{n}"), (Measurement("m", "1"),)),)) for n in range(3)]
@@ -203,9 +204,9 @@ def test_each_commit_is_synced(tmp_path: Path) -> None:
     spool.close()
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace counts the syncs")
 def test_the_disk_is_told_to_sync_before_append_returns(tmp_path: Path) -> None:
     """In the system calls' order: the log is written, synced, and only then the number is told."""
+    require("" if shutil.which("strace") else "strace not found; run: apt-get install strace")
     log = tmp_path / "calls"
     code = _WRITER.replace("while True", "while spool.last_seq < 20")
     command = ["strace", "-f", "-o", str(log), "-e", "trace=pwrite64,write,fsync,fdatasync", sys.executable]

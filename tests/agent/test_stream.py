@@ -15,10 +15,11 @@ import grpc
 import pytest
 
 from agent.backoff import Backoff
+from agent.channel import channel_options
 from agent.delivery import Delivery
 from agent.memory_spool import MemorySpool
 from agent.spool import DiskSpool
-from agent.stream import Timeouts, channel_options
+from agent.stream import Timeouts
 from fleetpulse import convert
 from fleetpulse.model import CheckKey, CheckLayout, Hello, HostId, Layout, Measurement, Report
 from tests.agent.scripted_collector import Script, serving, until
