@@ -95,6 +95,7 @@ class Conversation:
             session.held_since = 0.0
             wait = around.pacer.spend(host_id, cost, began)
             if self._is_full:
+                around.counts["full"] += 1
                 raise StreamFull
 
     async def _take(self, data: bytes) -> float:
@@ -147,6 +148,7 @@ class Conversation:
         if layout.id not in session.layouts:
             session.layouts_size += layout.size
             if session.layouts and session.layouts_size > _MOST_LAYOUTS:
+                around.counts["full"] += 1
                 raise TooManyLayouts(f"layouts that take up more than {_MOST_LAYOUTS} bytes on one stream")
             session.layouts[layout.id] = layout
         cost = max(1.0, len(layout.checks) / CHECKS_PER_REPORT, layout.series_count / SERIES_PER_REPORT)

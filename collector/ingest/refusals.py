@@ -20,6 +20,7 @@ COUNTED = {
     "throttled": "Pauses asked for because too many reports wait for the database.",
     "held": "Pauses asked for because the database does not answer.",
     "paced": "Pauses imposed on a host beyond `limits.reports_per_second`.",
+    "full": "Streams ended because they had announced too many layouts; their agents open new ones.",
     "malformed": "Streams refused for a message that makes no sense or is beyond a bound.",
     "no_hello": "Streams that did not say who they are within `limits.hello_timeout`.",
     "too_many_hellos": "Streams refused to a host beyond `limits.hellos_per_minute`.",

@@ -42,7 +42,9 @@ def test_a_stream_of_ever_new_layouts_is_ended_before_it_fills_the_memory(sqlite
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "take up more than" in details
     assert collector.stop() == 0
-    assert "malformed" not in json.loads(collector.wait_for_log('"stopped"'))
+    counts = json.loads(collector.wait_for_log('"stopped"'))
+    assert counts["full"] == 1
+    assert "malformed" not in counts
 
 
 def many_checks(number: int) -> Layout:
