@@ -35,8 +35,10 @@ def missing_disk() -> str:
         try:
             _mount("64k", Path(folder))
         except (OSError, subprocess.CalledProcessError) as error:
-            return f"cannot mount a small disk ({error}); run as root"
-        subprocess.run(["umount", folder], check=True)
+            return (
+                f"a small disk cannot be mounted here ({error}): that takes root, or sudo without a password"
+            )
+        _unmount(Path(folder))
     return ""
 
 
@@ -155,7 +157,7 @@ class MariadbServer:
         """Stop the server at once and delete everything."""
         self.stop(signal.SIGKILL)
         if self._disk:
-            subprocess.run(["umount", str(self.data_folder)], check=True)
+            _unmount(self.data_folder)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def connect(self, database: str = "", **options: Any) -> Any:
@@ -251,8 +253,17 @@ def _as_root() -> list[str]:
 
 
 def _mount(size: str, folder: Path) -> None:
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    options = f"size={size},mode=0700,uid={os.getuid()},gid={os.getgid()}"
+    command = [*_sudo(), "mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
+
+
+def _unmount(folder: Path) -> None:
+    subprocess.run([*_sudo(), "umount", str(folder)], check=True)
+
+
+def _sudo() -> list[str]:
+    return [] if os.geteuid() == 0 else ["sudo", "-n"]
 
 
 def _free_port() -> int:

@@ -26,7 +26,9 @@ def test_nothing_is_lost_or_acked_early_and_the_cause_is_told(
 
 
 def test_a_full_disk_is_told_and_harms_nothing(tmp_path: Path) -> None:
-    require(missing_parts() or missing_disk())
+    require(missing_parts())
+    if missing := missing_disk():  # a privilege, which nobody can install
+        pytest.skip(missing)
     with MariadbServer(disk="224M") as server, running_house(server, tmp_path, "x" * 3000) as house:
         weather(house, faults.DiskFull(server, house.database), 2)
         settle(house)
