@@ -69,6 +69,7 @@ class Soak:
             self._go_through(planned)
         for _ in deaths_at:
             self._kill_for_long(self.world.hives[seed % len(self.world.hives)])
+        self._watch(end - time.monotonic())  # the next fault would not have been over in time
         self.verdict.seconds = self._elapsed
         self._finish()
         return self.verdict
