@@ -62,7 +62,7 @@ def forget_collector(tx: Transaction, name: str) -> None:
 def load_live(tx: Transaction) -> list[CollectorRow]:
     """The collectors that were heard a moment ago by the database's clock, whatever their own says."""
     rows = tx.query(
-        "SELECT name, address, version, pool_size, listening_since, heartbeat_at, stopped_at, database_at, "  # noqa: S608
+        "SELECT name, address, version, pool_size, listening_since, heartbeat_at, stopped_at, database_at, "  # noqa: S608 - names of ours
         f"{tx.dialect.clock_expression} FROM collector WHERE stopped_at IS NULL ORDER BY name"
     )
     return [

@@ -172,7 +172,7 @@ class MysqlDialect(Dialect):
             return set()
         # Whoever asks sees the connections of its own account without any privilege.
         cursor.execute(
-            f"SELECT id FROM information_schema.PROCESSLIST WHERE id IN ({', '.join(['%s'] * len(known))})",  # noqa: S608
+            f"SELECT id FROM information_schema.PROCESSLIST WHERE id IN ({', '.join(['%s'] * len(known))})",  # noqa: S608 - placeholders
             known,
         )
         found = {int(row[0]) for row in cursor.fetchall()}

@@ -67,7 +67,7 @@ def mark(tx: Transaction, hosts: Sequence[int], silence: Silence, now: int) -> l
         part = [host.host for host in marked[start : start + _MARKED_AT_ONCE]]
         placeholders = ", ".join(["%s"] * len(part))
         tx.execute(
-            f"UPDATE host_seen SET silence = %s, version = version + 1 WHERE host IN ({placeholders})",  # noqa: S608
+            f"UPDATE host_seen SET silence = %s, version = version + 1 WHERE host IN ({placeholders})",  # noqa: S608 - placeholders
             (silence.value, *part),
         )
     return marked

@@ -107,7 +107,7 @@ class SqliteDialect(Dialect):
     def connection_number(self, connection: Any) -> int | None:  # noqa: ARG002 - there is no server
         return None
 
-    def survivors(self, connection: Any, ages: Mapping[int, float]) -> set[int]:  # noqa: ARG002
+    def survivors(self, connection: Any, ages: Mapping[int, float]) -> set[int]:  # noqa: ARG002 - as above
         return set()
 
     def begin(self, connection: Any, *, write: bool) -> None:

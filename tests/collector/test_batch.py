@@ -156,6 +156,17 @@ def test_a_reboot_that_two_collectors_hear_of_at_once_is_told_once(mariadb_store
     assert count_events(mariadb_store) == {"added": 1, "reboot": 1}
 
 
+def test_a_host_removed_while_it_says_hello_says_it_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks of one transaction, as the isolation level allows it; no defect, but a conflict."""
+    identity = record()
+    writer(store).apply([registration(identity)])
+    monkeypatch.setattr("collector.ingest.batch.statuses.load_statuses", lambda tx, hosts: {})
+    with pytest.raises(StoreConflict, match="removed while it said Hello"):
+        writer(store).apply([registration(identity)])
+
+
 def test_what_is_told_from_reading_is_committed_once_more(store: Store) -> None:
     """Others see a commit before it is safe on the disk; an ack must not rest on that."""
     identity = record()

@@ -13,7 +13,7 @@ from collector.core.status import Silence
 from collector.store import silence
 from collector.store.collectors import CollectorRow, load_collectors
 from collector.store.dialect import SeenRow
-from collector.store.errors import StoreConflict, StoreError
+from collector.store.errors import StoreConflict, StoreError, StoreLocked
 from collector.store.schema import upgrade
 from collector.store.statuses import write_seen
 from collector.store.store import Store, Transaction, open_store
@@ -192,6 +192,23 @@ def test_a_conflict_is_no_outage(store: Store) -> None:
     swept.stop(20)
     assert outcomes[0] is None
     assert not swept.is_alive()
+
+
+def test_rows_that_stay_locked_are_told(store: Store) -> None:
+    """Whoever holds them keeps every collector from announcing anything."""
+    outcomes: list[StoreError | None] = []
+    locked = [StoreLocked("Lock wait timeout")]
+
+    def lock() -> None:
+        if locked:
+            raise locked.pop()
+
+    swept = sweeper(HookedStore(store, lock), lambda: time.time_ns() // 1_000_000, outcomes.append)
+    swept.start()
+    wait_until(lambda: len(outcomes) >= 2)
+    swept.stop(20)
+    assert isinstance(outcomes[0], StoreLocked)
+    assert outcomes[1] is None
 
 
 def test_the_end_is_noted(store: Store) -> None:
