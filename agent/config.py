@@ -52,8 +52,10 @@ class LogConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that can be set."""
 
-    collector: str = "127.0.0.1:18443"
-    """Address of the collector, HOST:PORT or unix:PATH."""
+    collector: str = ""
+    """Address of the collector, HOST:PORT or unix:PATH. Empty is where this machine enrolled."""
+    tls: Literal["on", "off"] = "on"
+    """Off is for a collector on this machine that listens in plaintext."""
     interval: Duration = Duration(15)
     """Between two reports."""
     ttl: Duration = Duration(0)

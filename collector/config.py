@@ -28,6 +28,20 @@ class Silence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sweep_interval: Duration = Duration(2)
 
 
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Certificates: the CA's, the collector's own, and those of hosts."""
+
+    dir: Path = Path("/var/lib/fleetpulse/identity")
+    ca_bundle: Path | None = None
+    ca_key: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    names: tuple[str, ...] = ()
+    host_lifetime: Duration = Duration(90 * 86400)
+    server_lifetime: Duration = Duration(90 * 86400)
+    enroll_listen: str = ""
+
+
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds on what agents may ask of the collector."""
 
@@ -38,6 +52,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hello_timeout: Duration = Duration(10)
     reports_per_second: float = 100.0
     hellos_per_minute: float = 12.0
+    refused_enrolments_per_minute: float = 6.0
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +66,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every key of collector.toml; docs/configuration.md explains each."""
 
     listen: str = "127.0.0.1:18443"
+    tls: str = "on"
     database: str = "sqlite:////var/lib/fleetpulse/fleet.db"
     database_password_file: Path | None = None
     name: str = ""
@@ -63,6 +79,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drain_timeout: Duration = Duration(20)
     event_retention: Duration = Duration(365 * 86400)
     rules: Path | None = None
+    identity: Identity = Identity()
     silence: Silence = Silence()
     limits: Limits = Limits()
     log: Log = Log()
@@ -120,6 +137,9 @@ def _problem(loaded: Config) -> tuple[str, str] | None:
         "limits.hello_timeout": (loaded.limits.hello_timeout, 0.1),
         "limits.reports_per_second": (loaded.limits.reports_per_second, 1),
         "limits.hellos_per_minute": (loaded.limits.hellos_per_minute, 1),
+        "limits.refused_enrolments_per_minute": (loaded.limits.refused_enrolments_per_minute, 0.1),
+        "identity.host_lifetime": (loaded.identity.host_lifetime, 2),
+        "identity.server_lifetime": (loaded.identity.server_lifetime, 2),
         "pool_timeout": (loaded.pool_timeout, 0.1),
     }
     for key, (value, least) in at_least.items():
@@ -142,11 +162,27 @@ def _problem(loaded: Config) -> tuple[str, str] | None:
         return "log.level", f"expected debug, info, warning or error, got {loaded.log.level!r}"
     if loaded.log.format not in ("auto", "console", "json"):
         return "log.format", f"expected auto, console or json, got {loaded.log.format!r}"
-    wrong_address = _listen_problem(loaded.listen)
-    return ("listen", wrong_address) if wrong_address else None
+    if loaded.tls not in ("on", "off"):
+        return "tls", f"expected on or off, got {loaded.tls!r}"
+    wrong_address = _listen_problem(loaded.listen, plaintext=loaded.tls == "off")
+    return ("listen", wrong_address) if wrong_address else _identity_problem(loaded.identity)
 
 
-def _listen_problem(listen: str) -> str | None:
+def _identity_problem(identity: Identity) -> tuple[str, str] | None:
+    for one, other in (("ca_bundle", "ca_key"), ("certificate", "key")):
+        if (getattr(identity, one) is None) != (getattr(identity, other) is None):
+            return (
+                f"identity.{one}",
+                f"identity.{one} and identity.{other} belong together; set both or neither",
+            )
+    if identity.enroll_listen not in ("", "off"):
+        wrong = _listen_problem(identity.enroll_listen, plaintext=False)
+        if wrong:
+            return "identity.enroll_listen", wrong
+    return None
+
+
+def _listen_problem(listen: str, *, plaintext: bool) -> str | None:
     """What is wrong with an address to listen on. Plaintext must not leave this machine."""
     if listen.startswith("unix:"):
         return None
@@ -157,11 +193,11 @@ def _listen_problem(listen: str) -> str | None:
         loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return f"{host!r} is neither an IP address nor localhost; name the address to listen on"
-    if loopback:
+    if loopback or not plaintext:
         return None
     return (
         f"{listen} is reachable from other machines, and plaintext is allowed only on loopback; "
-        "listen on 127.0.0.1, [::1] or unix:/path"
+        'set tls = "on", or listen on 127.0.0.1, [::1] or unix:/path'
     )
 
 

@@ -155,6 +155,8 @@ class Service:
 
     def _bind(self, server: aio.Server) -> str:
         listen = self._config.listen
+        if self._config.tls == "on":
+            raise StartError('tls = "on" is not there yet', EXIT_CONFIG)
         try:
             port = server.add_insecure_port(listen)
         except RuntimeError:

@@ -148,6 +148,7 @@ class Site:
         values = {
             "FLEETPULSE_DATABASE": self.database_url,
             "FLEETPULSE_LISTEN": self.address or "127.0.0.1:0",
+            "FLEETPULSE_TLS": "off",
             "FLEETPULSE_LOG_FORMAT": "json",
             **{f"FLEETPULSE_{name.upper()}": value for name, value in settings.items()},
         }
@@ -157,6 +158,7 @@ class Site:
         """Start an agent; `name` also names its state directory, so that it can be started again."""
         values = {
             "FLEETPULSE_AGENT_COLLECTOR": self.address,
+            "FLEETPULSE_AGENT_TLS": "off",
             "FLEETPULSE_AGENT_STATE_DIR": str(self.folder / name),
             "FLEETPULSE_AGENT_INTERVAL": "500ms",
             "FLEETPULSE_AGENT_HOSTNAME": name,

@@ -67,7 +67,11 @@ class HostStatus(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HostRecord:
-    """A host's identity as its last Hello gave it. Durations in milliseconds."""
+    """A host's identity as its last Hello gave it. Durations in milliseconds.
+
+    `hostname` is the machine's own; what the record is called may be something else. `instance` is new
+    with each start of the agent. `collector` is the name of the one that took the Hello.
+    """
 
     host_id: str
     hostname: str
@@ -78,6 +82,9 @@ class HostRecord:
     interval: int
     ttl: int
     groups: tuple[str, ...] = ()
+    hardware_id: str = ""
+    instance: str = ""
+    collector: str = ""
 
 
 class EventKind(enum.StrEnum):
@@ -96,6 +103,14 @@ class EventKind(enum.StrEnum):
     BACK = "back"
     FLEET_SILENT = "fleet-silent"
     FLEET_BACK = "fleet-back"
+    ENROLLED = "enrolled"
+    ENROLMENT_REFUSED = "enrolment-refused"
+    RENEWED = "renewed"
+    REVOKED = "revoked"
+    CONFLICT = "conflict"
+    CONFLICT_OVER = "conflict-over"
+    RENAMED = "renamed"
+    REBOUND = "rebound"
 
 
 class Event(NamedTuple):

@@ -1,7 +1,8 @@
 """Schema versions: applied forwards only, safe to run twice and by two programs at once.
 
 Each version is a file `migrations/NNNN.<dialect>.sql` whose statements can be repeated, because
-MariaDB commits every one by itself. A lease in a table keeps two upgraders apart: unlike a named
+MariaDB commits every one by itself: IF NOT EXISTS makes them so, and a column that exists is not added
+again. A lease in a table keeps two upgraders apart: unlike a named
 lock it holds on a cluster too, and it expires if its owner dies.
 """
 
@@ -24,6 +25,7 @@ _BOOTSTRAP = (
         "(id INTEGER NOT NULL PRIMARY KEY, owner VARCHAR(36) NOT NULL, expires_at BIGINT NOT NULL)"
     ),
 )
+_ADDS_COLUMN = re.compile(r"ALTER TABLE (?P<table>\w+) ADD COLUMN (?P<column>\w+) ")
 
 
 def known_version() -> int:
@@ -113,6 +115,8 @@ def _missing(store: Store) -> Iterator[int]:
 def _apply(store: Store, version: int, owner: str, now: Callable[[], int]) -> bool:
     text = dict(_migrations(store.dialect.name))[version]
     for statement in _statements(text):
+        if _is_applied(store, statement):
+            continue
         with store.transaction() as tx:
             tx.execute(
                 "UPDATE schema_lease SET expires_at = %s WHERE id = 1 AND owner = %s", (now() + _LEASE, owner)
@@ -124,6 +128,19 @@ def _apply(store: Store, version: int, owner: str, now: Callable[[], int]) -> bo
             f"{store.dialect.insert_ignore} INTO schema_version (version, applied_at) VALUES (%s, %s)",
             (version, now()),
         )
+    return True
+
+
+def _is_applied(store: Store, statement: str) -> bool:
+    """Whether the statement adds a column that exists: neither MySQL nor SQLite can say "if not exists" there."""
+    adds = _ADDS_COLUMN.match(statement)
+    if adds is None:
+        return False
+    try:
+        with store.transaction(write=False) as tx:
+            tx.query(f"SELECT {adds['column']} FROM {adds['table']} WHERE 1 = 0")  # noqa: S608 - names of ours
+    except SchemaMismatch:
+        return False
     return True
 
 

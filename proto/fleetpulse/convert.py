@@ -38,6 +38,8 @@ MAX_GROUPS = 64
 MIN_INTERVAL = 100  # milliseconds
 MAX_TTL = 30 * 86_400_000  # milliseconds
 MAX_SEQ = 2**63 - 1  # what a signed 64-bit column holds
+MAX_CSR = 8 << 10  # bytes of a certificate request; one for a P-256 key has about 400
+MAX_TRUST_ID = 32  # bytes
 CLOCK_RANGE = 2**53  # milliseconds around 1970 that every JSON reader represents exactly
 
 _STATE_TO_WIRE = {
@@ -79,7 +81,23 @@ class Goodbye(NamedTuple):
     reconnect_after: int
 
 
-Response = Welcome | Ack | Throttle | Goodbye
+class Certificate(NamedTuple):
+    """A new certificate for the host of the stream, as PEM, with what leads to its CA."""
+
+    chain: bytes
+
+
+class Trust(NamedTuple):
+    """The CA certificates to trust from now on, as PEM.
+
+    `renew_within`: milliseconds within which to ask for a new certificate; 0: no need.
+    """
+
+    ca_bundle: bytes
+    renew_within: int
+
+
+Response = Welcome | Ack | Throttle | Goodbye | Certificate | Trust
 """What the collector can say."""
 
 StreamRequest = pb.StreamRequest
@@ -113,6 +131,9 @@ def encode_hello(hello: Hello) -> pb.StreamRequest:
             interval_ms=hello.interval,
             ttl_ms=hello.ttl,
             groups=hello.groups,
+            instance=hello.instance,
+            hardware_id=hello.hardware_id,
+            trust_id=hello.trust_id,
         )
     )
 
@@ -134,6 +155,8 @@ def decode_hello(message: pb.Hello) -> Hello:
         raise WireError(f"{len(message.groups)} groups, more than {MAX_GROUPS}")
     if not message.hostname:
         raise WireError("hostname is empty")
+    if len(message.trust_id) > MAX_TRUST_ID:
+        raise WireError(f"trust_id of {len(message.trust_id)} bytes, more than {MAX_TRUST_ID}")
     return Hello(
         host_id=host_id,
         hostname=_name("hostname", message.hostname),
@@ -144,7 +167,22 @@ def decode_hello(message: pb.Hello) -> Hello:
         interval=message.interval_ms,
         ttl=message.ttl_ms,
         groups=tuple(sorted({_name("group", group) for group in message.groups})),
+        instance=_name("instance", message.instance),
+        hardware_id=_name("hardware_id", message.hardware_id),
+        trust_id=message.trust_id,
     )
+
+
+def encode_certificate_request(csr: bytes) -> pb.StreamRequest:
+    """The message that asks for a new certificate; `csr` is PKCS #10 in DER."""
+    return pb.StreamRequest(certificate_request=pb.CertificateRequest(csr=csr))
+
+
+def decode_certificate_request(message: pb.CertificateRequest) -> bytes:
+    """PKCS #10 in DER, by its length alone. Raises WireError."""
+    if not 0 < len(message.csr) <= MAX_CSR:
+        raise WireError(f"certificate request of {len(message.csr)} bytes, expected 1 to {MAX_CSR}")
+    return message.csr
 
 
 def encode_layout(layout: Layout) -> pb.StreamRequest:
@@ -315,6 +353,16 @@ def encode_goodbye(reconnect_after: int) -> pb.StreamResponse:
     return pb.StreamResponse(goodbye=pb.Goodbye(reconnect_after_ms=reconnect_after))
 
 
+def encode_certificate(chain: bytes) -> pb.StreamResponse:
+    """The message that carries a new certificate."""
+    return pb.StreamResponse(certificate=pb.Certificate(chain=chain))
+
+
+def encode_trust(ca_bundle: bytes, renew_within: int) -> pb.StreamResponse:
+    """The message that says whom to trust; see `Trust`."""
+    return pb.StreamResponse(trust=pb.Trust(ca_bundle=ca_bundle, renew_within_ms=renew_within))
+
+
 def decode_response(message: pb.StreamResponse) -> Response | None:
     """What the collector says; None for a kind of message that only a newer collector knows.
 
@@ -330,6 +378,10 @@ def decode_response(message: pb.StreamResponse) -> Response | None:
             return Throttle(message.throttle.retry_after_ms)
         case "goodbye":
             return Goodbye(message.goodbye.reconnect_after_ms)
+        case "certificate":
+            return Certificate(message.certificate.chain)
+        case "trust":
+            return Trust(message.trust.ca_bundle, message.trust.renew_within_ms)
         case _:
             return None
 

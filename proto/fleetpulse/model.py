@@ -146,7 +146,11 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who speaks: what stays the same for the life of a stream. Durations in milliseconds."""
+    """Who speaks: what stays the same for the life of a stream. Durations in milliseconds.
+
+    `instance` is new with each start of the agent, `hardware_id` a hash of what tells this hardware from
+    a copy of its disk, `trust_id` the SHA-256 of the CA bundle that the agent trusts. Each may be empty.
+    """
 
     host_id: HostId
     hostname: str
@@ -157,6 +161,9 @@ class Hello:
     interval: int
     ttl: int
     groups: tuple[str, ...] = ()
+    instance: str = ""
+    hardware_id: str = ""
+    trust_id: bytes = b""
 
 
 Facts = Mapping[str, str]

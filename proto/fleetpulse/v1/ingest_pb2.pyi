@@ -21,31 +21,37 @@ STATE_CRITICAL: State
 STATE_UNKNOWN: State
 
 class StreamRequest(_message.Message):
-    __slots__ = ("hello", "layout", "facts", "reports")
+    __slots__ = ("hello", "layout", "facts", "reports", "certificate_request")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     FACTS_FIELD_NUMBER: _ClassVar[int]
     REPORTS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_REQUEST_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     layout: Layout
     facts: Facts
     reports: ReportBatch
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., facts: _Optional[_Union[Facts, _Mapping]] = ..., reports: _Optional[_Union[ReportBatch, _Mapping]] = ...) -> None: ...
+    certificate_request: CertificateRequest
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., facts: _Optional[_Union[Facts, _Mapping]] = ..., reports: _Optional[_Union[ReportBatch, _Mapping]] = ..., certificate_request: _Optional[_Union[CertificateRequest, _Mapping]] = ...) -> None: ...
 
 class StreamResponse(_message.Message):
-    __slots__ = ("welcome", "ack", "throttle", "goodbye")
+    __slots__ = ("welcome", "ack", "throttle", "goodbye", "certificate", "trust")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     THROTTLE_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     ack: Ack
     throttle: Throttle
     goodbye: Goodbye
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., throttle: _Optional[_Union[Throttle, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+    certificate: Certificate
+    trust: Trust
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., throttle: _Optional[_Union[Throttle, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., certificate: _Optional[_Union[Certificate, _Mapping]] = ..., trust: _Optional[_Union[Trust, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("host_id", "hostname", "machine_id", "boot_id", "epoch", "agent_version", "interval_ms", "ttl_ms", "groups")
+    __slots__ = ("host_id", "hostname", "machine_id", "boot_id", "epoch", "agent_version", "interval_ms", "ttl_ms", "groups", "instance", "hardware_id", "trust_id")
     HOST_ID_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
     MACHINE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +61,9 @@ class Hello(_message.Message):
     INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     TTL_MS_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_ID_FIELD_NUMBER: _ClassVar[int]
+    TRUST_ID_FIELD_NUMBER: _ClassVar[int]
     host_id: str
     hostname: str
     machine_id: str
@@ -64,7 +73,10 @@ class Hello(_message.Message):
     interval_ms: int
     ttl_ms: int
     groups: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, host_id: _Optional[str] = ..., hostname: _Optional[str] = ..., machine_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., epoch: _Optional[int] = ..., agent_version: _Optional[str] = ..., interval_ms: _Optional[int] = ..., ttl_ms: _Optional[int] = ..., groups: _Optional[_Iterable[str]] = ...) -> None: ...
+    instance: str
+    hardware_id: str
+    trust_id: bytes
+    def __init__(self, host_id: _Optional[str] = ..., hostname: _Optional[str] = ..., machine_id: _Optional[str] = ..., boot_id: _Optional[str] = ..., epoch: _Optional[int] = ..., agent_version: _Optional[str] = ..., interval_ms: _Optional[int] = ..., ttl_ms: _Optional[int] = ..., groups: _Optional[_Iterable[str]] = ..., instance: _Optional[str] = ..., hardware_id: _Optional[str] = ..., trust_id: _Optional[bytes] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("committed_seq", "max_batch_reports", "max_message_bytes")
@@ -164,3 +176,23 @@ class Goodbye(_message.Message):
     RECONNECT_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
     reconnect_after_ms: int
     def __init__(self, reconnect_after_ms: _Optional[int] = ...) -> None: ...
+
+class CertificateRequest(_message.Message):
+    __slots__ = ("csr",)
+    CSR_FIELD_NUMBER: _ClassVar[int]
+    csr: bytes
+    def __init__(self, csr: _Optional[bytes] = ...) -> None: ...
+
+class Certificate(_message.Message):
+    __slots__ = ("chain",)
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    chain: bytes
+    def __init__(self, chain: _Optional[bytes] = ...) -> None: ...
+
+class Trust(_message.Message):
+    __slots__ = ("ca_bundle", "renew_within_ms")
+    CA_BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    RENEW_WITHIN_MS_FIELD_NUMBER: _ClassVar[int]
+    ca_bundle: bytes
+    renew_within_ms: int
+    def __init__(self, ca_bundle: _Optional[bytes] = ..., renew_within_ms: _Optional[int] = ...) -> None: ...

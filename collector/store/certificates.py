@@ -1,0 +1,91 @@
+"""The certificates with which hosts may speak. One that is not in here is refused, whoever signed it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from collector.store.store import Transaction
+
+_COLUMNS = "fingerprint, host, issuer, issued_at, not_after, revoked_at"
+
+
+class CertificateRow(NamedTuple):
+    """One certificate. `fingerprint` and `issuer` are the SHA-256 of a DER form, times milliseconds."""
+
+    fingerprint: bytes
+    host: int
+    issuer: bytes
+    issued_at: int
+    not_after: int
+    revoked_at: int | None = None
+
+    def is_valid(self, now: int) -> bool:
+        """Whether it is accepted at that moment."""
+        return self.revoked_at is None and now < self.not_after
+
+
+def add_certificate(tx: Transaction, row: CertificateRow) -> None:
+    """Accept a certificate from now on."""
+    tx.execute(f"INSERT INTO certificate ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s)", row)  # noqa: S608 - names of ours
+
+
+def find_certificates(tx: Transaction, fingerprints: Sequence[bytes]) -> dict[bytes, CertificateRow]:
+    """The known certificates among these."""
+    rows = tx.query_in(f"SELECT {_COLUMNS} FROM certificate WHERE fingerprint IN (%s)", fingerprints)  # noqa: S608
+    return {bytes(row[0]): _row(row) for row in rows}
+
+
+def load_certificates(tx: Transaction, hosts: Sequence[int]) -> dict[int, list[CertificateRow]]:
+    """Every certificate of these hosts, each host's newest first."""
+    rows = tx.query_in(f"SELECT {_COLUMNS} FROM certificate WHERE host IN (%s)", hosts)  # noqa: S608
+    found: dict[int, list[CertificateRow]] = {}
+    for row in sorted(map(_row, rows), key=lambda row: row.issued_at, reverse=True):
+        found.setdefault(row.host, []).append(row)
+    return found
+
+
+def supersede(tx: Transaction, used: CertificateRow) -> int:
+    """Forget the host's certificates that are older than the one it uses now; how many."""
+    return tx.execute(
+        "DELETE FROM certificate WHERE host = %s AND issued_at < %s AND fingerprint <> %s AND revoked_at IS NULL",
+        (used.host, used.issued_at, used.fingerprint),
+    )
+
+
+def revoke_host(tx: Transaction, host: int, now: int) -> int:
+    """Accept none of the host's certificates any more; how many were accepted until now."""
+    return tx.execute(
+        "UPDATE certificate SET revoked_at = %s WHERE host = %s AND revoked_at IS NULL", (now, host)
+    )
+
+
+def load_revoked(tx: Transaction, since: int) -> set[bytes]:
+    """The fingerprints that were revoked at or after that moment."""
+    rows = tx.query("SELECT fingerprint FROM certificate WHERE revoked_at >= %s", (since,))
+    return {bytes(fingerprint) for (fingerprint,) in rows}
+
+
+def count_by_issuer(tx: Transaction, now: int) -> dict[bytes, int]:
+    """How many certificates are valid, by the fingerprint of the CA that signed them."""
+    rows = tx.query(
+        "SELECT issuer, COUNT(*) FROM certificate WHERE not_after > %s AND revoked_at IS NULL GROUP BY issuer",
+        (now,),
+    )
+    return {bytes(issuer): int(count) for issuer, count in rows}
+
+
+def forget_expired(tx: Transaction, before: int) -> int:
+    """Forget certificates that expired before that moment: the handshake refuses them. How many."""
+    return tx.execute("DELETE FROM certificate WHERE not_after < %s", (before,))
+
+
+def _row(row: Sequence[object]) -> CertificateRow:
+    fingerprint, host, issuer, issued_at, not_after, revoked_at = row
+    assert isinstance(fingerprint, bytes)
+    assert isinstance(issuer, bytes)
+    assert isinstance(host, int)
+    assert isinstance(issued_at, int)
+    assert isinstance(not_after, int)
+    assert revoked_at is None or isinstance(revoked_at, int)
+    return CertificateRow(fingerprint, host, issuer, issued_at, not_after, revoked_at)
