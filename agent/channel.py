@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import grpc
+import grpc.aio
+
+from agent.credential_files import Stored
+
 _CHANNEL_OPTIONS = (
     # Measuring the bandwidth takes pings. One that stays without an answer would hold the keepalive's
     # own ping back for a minute.
@@ -16,10 +21,21 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # Channels to one address would share a connection. For many agents in one process, each has its own.
     ("grpc.use_local_subchannel_pool", 1),
+    # The collector is on the site's own network; a proxy for the web is not the way there.
+    ("grpc.enable_http_proxy", 0),
 )
 
 _PING_AFTER = (11_000, 30_000)  # milliseconds; the collector ends a connection that pings every 10 s
 _PING_TIMEOUT = (5_000, 10_000)
+
+
+def open_channel(target: str, interval: int, stored: Stored | None) -> grpc.aio.Channel:
+    """A channel to the collector with these credentials, None: in plaintext; see `channel_options`."""
+    options = channel_options(interval)
+    if stored is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    credentials = grpc.ssl_channel_credentials(stored.ca_bundle, stored.key, stored.chain)
+    return grpc.aio.secure_channel(target, credentials, options=options)
 
 
 def channel_options(interval: int) -> tuple[tuple[str, int], ...]:

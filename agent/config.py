@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from agent.checks import ChecksConfig
-from agent.target import TargetError, check_plaintext_target
+from agent.target import PLAINTEXT_DEFAULT, TargetError, check_plaintext_target, parse_endpoint
 from fleetpulse.config import ConfigError, Duration, Size, load, refuse
 from fleetpulse.convert import MAX_GROUPS, MAX_NAME, MAX_TTL, MIN_INTERVAL
 
@@ -53,7 +53,7 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Everything that can be set."""
 
     collector: str = ""
-    """Address of the collector, HOST:PORT or unix:PATH. Empty is where this machine enrolled."""
+    """Address of the collector, HOST:PORT or, without TLS, unix:PATH; see `target`."""
     tls: Literal["on", "off"] = "on"
     """Off is for a collector on this machine that listens in plaintext."""
     interval: Duration = Duration(15)
@@ -69,6 +69,15 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     spool: SpoolConfig = SpoolConfig()
     log: LogConfig = LogConfig()
     checks: ChecksConfig = ChecksConfig()
+
+    def target(self, enrolled_at: str | None) -> str:
+        """`collector` with its default worked out: where this machine enrolled, if it did.
+
+        Without TLS, which takes no enrolment, a collector on this machine. Empty if nothing is known.
+        """
+        if self.tls == "off":
+            return self.collector or PLAINTEXT_DEFAULT
+        return self.collector or enrolled_at or ""
 
     @property
     def time_to_live(self) -> Duration:
@@ -117,7 +126,10 @@ def _problems(config: AgentConfig) -> list[tuple[str, str]]:
     """(key path, what is wrong with it) for what the types alone do not exclude."""
     found = []
     try:
-        check_plaintext_target(config.collector)
+        if config.tls == "off":
+            check_plaintext_target(config.target(None))
+        elif config.collector:
+            parse_endpoint(config.collector)
     except TargetError as error:
         found.append(("collector", str(error)))
     if config.interval.milliseconds < MIN_INTERVAL:
@@ -142,9 +154,10 @@ def _problems(config: AgentConfig) -> list[tuple[str, str]]:
     return found
 
 
-def as_toml(config: AgentConfig) -> str:
+def as_toml(config: AgentConfig, enrolled_at: str | None = None) -> str:
     """The effective values as a configuration file; durations in seconds, sizes in bytes."""
     plain: dict[str, Any] = msgspec.to_builtins(config, enc_hook=_plain_value)
+    plain["collector"] = config.target(enrolled_at)
     plain["ttl"] = float(config.time_to_live)
     plain["ack_timeout"] = float(config.ack_deadline)
     return "\n".join(_toml_lines(plain, ()))

@@ -18,9 +18,16 @@ import grpc
 
 from agent.backlog import Spool
 from agent.backoff import Backoff
+from agent.credential_files import CredentialsError
+from agent.credentials import Credentials
 from agent.spool_file import SpoolError
 from agent.stream import Stream, Timeouts
-from agent.stream_end import StreamDismissedError, StreamEndedError, StreamRefusedError
+from agent.stream_end import (
+    StreamDismissedError,
+    StreamEndedError,
+    StreamRefusedError,
+    StreamRenewedError,
+)
 from fleetpulse.model import Facts, Hello
 
 log = logging.getLogger(__name__)
@@ -32,9 +39,9 @@ _ISOLATING_DELAY = 8.0  # seconds; waits grow no longer while bad reports are be
 
 
 class Delivery:
-    """Delivers what is in `spool` to the collector at `target`.
+    """Delivers what is in `spool` to the collector at `target`, in plaintext unless there are `credentials`.
 
-    `hello.epoch` is ignored for the spool's. `on_acked` hears every number that was committed. Cheap
+    `hello.epoch` and `hello.trust_id` are filled in. `on_acked` hears every number that was committed. Cheap
     enough to have thousands of in one event loop.
     """
 
@@ -45,6 +52,7 @@ class Delivery:
         hello: Hello,
         timeouts: Timeouts | None = None,
         *,
+        credentials: Credentials | None = None,
         backoff: Backoff | None = None,
         refused_delay: float = REFUSED_DELAY,
         on_acked: Callable[[int], None] | None = None,
@@ -55,6 +63,7 @@ class Delivery:
         self.acked_seq = 0
         self._target = target
         self._hello = hello
+        self._credentials = credentials
         self._timeouts = timeouts or Timeouts()
         # Back well within a time-to-live after an outage, or who is alive would be called silent.
         self._backoff = backoff or Backoff(cap=min(MAX_BACKOFF, hello.ttl / 2000))
@@ -88,22 +97,33 @@ class Delivery:
 
     async def run(self) -> NoReturn:
         """Deliver until cancelled."""
-        while True:
-            try:
-                delay = await self._deliver()
-            except SpoolError as error:
-                delay = self._next_delay()
-                self._report(logging.WARNING, str(error), delay)
-            except Exception:
-                delay = self._next_delay()
-                log.exception("stream to %s failed; next one in %.1f s", self._target, delay)
-            await asyncio.sleep(delay)
+        try:
+            while True:
+                delay = await self._deliver_once()
+                await asyncio.sleep(delay)
+        finally:
+            if self._credentials is not None:
+                self._credentials.close()
+
+    async def _deliver_once(self) -> float:
+        """Run one stream, whatever comes of it; seconds to wait before the next."""
+        try:
+            return await self._deliver()
+        except (SpoolError, CredentialsError) as error:
+            delay = self._next_delay()
+            self._report(logging.WARNING, str(error), delay)
+        except Exception:
+            delay = self._next_delay()
+            log.exception("stream to %s failed; next one in %.1f s", self._target, delay)
+        return delay
 
     async def _deliver(self) -> float:
         """Run one stream; seconds to wait before the next."""
-        stream = self._stream = Stream(self._target, self, self._hello, self._timeouts)
+        stream = self._stream = Stream(self._target, self, self._hello, self._timeouts, self._credentials)
         try:
             await stream.run()
+        except StreamRenewedError:
+            return 0.0
         except StreamEndedError as end:
             return await self._after(end, stream)
         finally:

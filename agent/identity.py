@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.state_dir import flush_directory, put_in_place, write_aside
 from fleetpulse.model import HostId, parse_host_id
 
 _APP_ID = uuid.UUID("0b4e7c52-6d0f-4d3c-9a6e-5f1f5a1d7c11")
@@ -36,12 +37,22 @@ def load_identity(state_dir: Path, hostname: str = "") -> Identity:
 
     Raises IdentityError.
     """
+    return describe(stored_host_id(state_dir / "host_id"), hostname)
+
+
+def describe(host_id: HostId, hostname: str = "") -> Identity:
+    """The machine as the host `host_id`; `hostname` overrides the machine's."""
     return Identity(
-        host_id=stored_host_id(state_dir / "host_id"),
+        host_id=host_id,
         hostname=hostname or socket.gethostname(),
         machine_id=machine_fingerprint(_read_line(_MACHINE_ID)),
         boot_id=_read_line(_BOOT_ID),
     )
+
+
+def existing_host_id(path: Path) -> HostId | None:
+    """The UUID in `path`, None if there is no such file. Raises IdentityError, as `stored_host_id` does."""
+    return stored_host_id(path) if path.exists() else None
 
 
 def stored_host_id(path: Path) -> HostId:
@@ -64,6 +75,14 @@ def stored_host_id(path: Path) -> HostId:
         ) from None
 
 
+def replace_host_id(path: Path, host_id: HostId) -> None:
+    """Make another host of this machine. Raises IdentityError."""
+    try:
+        put_in_place(write_aside(path, f"{host_id}\n".encode()), path)
+    except OSError as error:
+        raise IdentityError(f"cannot store the host's id in {path}: {_reason(error)}") from None
+
+
 def machine_fingerprint(machine_id: str) -> str:
     """A hash of /etc/machine-id for this application alone; empty if that holds no id.
 
@@ -81,23 +100,14 @@ def machine_fingerprint(machine_id: str) -> str:
 def _create_host_id(path: Path) -> HostId:
     """Written aside, flushed and linked into place: after a power cut it is there whole or not at all."""
     host_id = HostId(str(uuid.uuid4()))
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        aside = write_aside(path, f"{host_id}\n".encode())
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(f"{host_id}\n")
-                file.flush()
-                os.fsync(file.fileno())
             # link, not rename: of two agents that start at once, the second must take the first's id.
             os.link(aside, path)
         finally:
             aside.unlink()
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        flush_directory(path.parent)
     except FileExistsError:
         return stored_host_id(path)
     except OSError as error:

@@ -6,13 +6,15 @@ import json
 import logging
 import sys
 import time
-from typing import Literal
+from typing import Any, Literal
+
+from agent.terminal import escape
 
 
 def configure_logging(form: Literal["console", "json"], level: str) -> None:
     """Send every logger's records at or above `level` to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else _console_formatter())
+    handler.setFormatter(JsonFormatter() if form == "json" else ConsoleFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
@@ -29,14 +31,23 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line)
 
 
-def _console_formatter() -> logging.Formatter:
-    formatter = logging.Formatter("{asctime}.{msecs:03.0f}Z {levelname:<7} {message}", style="{")
-    formatter.converter = time.gmtime
-    formatter.datefmt = "%Y-%m-%dT%H:%M:%S"
-    return formatter
+class ConsoleFormatter(logging.Formatter):
+    """A line for people. What the collector says may be what another host calls itself."""
+
+    def __init__(self) -> None:
+        super().__init__("{asctime}.{msecs:03.0f}Z {levelname:<7} {message}", "%Y-%m-%dT%H:%M:%S", style="{")
+        self.converter = time.gmtime
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The line, without what may follow it."""
+        return escape(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """A traceback, whose lines stay lines."""
+        return "\n".join(map(escape, super().formatException(ei).split("\n")))
 
 
 def _utc(seconds: float) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from agent.config import AgentConfig
 from agent.measure import Measured, Measurer
+from agent.terminal import escape
 from agent.units import readable
 
 RATE_INTERVAL = 1.0  # seconds between the two rounds that a rate needs
@@ -35,7 +36,7 @@ def as_json(measured: Measured) -> str:
 
 def as_table(measured: Measured) -> str:
     """Aligned columns: check, its own state if it has one, measurement, value."""
-    rows = [("CHECK", "STATE", "MEASUREMENT", "VALUE")]
+    rows: list[tuple[str, ...]] = [("CHECK", "STATE", "MEASUREMENT", "VALUE")]
     for check in _checks(measured):
         name = f"{check['name']} {check['instance']}".rstrip()
         state = check["state"] or ""
@@ -44,6 +45,7 @@ def as_table(measured: Measured) -> str:
         for m in check["measurements"]:
             value = math.nan if m["value"] is None else m["value"]
             rows.append((name, state, m["name"], readable(m["name"], m["unit"], value)))
+    rows = [tuple(map(escape, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip()

@@ -19,11 +19,16 @@ import logging
 import random
 import signal
 import time
+import uuid
+from dataclasses import dataclass
 
 from agent.config import AgentConfig
+from agent.credential_files import CredentialFiles, Enrolment, NotEnrolledError
+from agent.credentials import Credentials
 from agent.delivery import Delivery
 from agent.facts import collect_facts
-from agent.identity import Identity, load_identity
+from agent.hardware import this_hardware
+from agent.identity import Identity, existing_host_id, load_identity
 from agent.measure import Measurer
 from agent.memory_spool import MemorySpool
 from agent.periodic import Periodic
@@ -41,16 +46,70 @@ FACTS_INTERVAL = 600.0  # seconds
 _ROUND_GRACE = 1.0  # seconds that a round in progress gets at the stop
 
 
+@dataclass(frozen=True, slots=True)
+class _Speaker:
+    """Who speaks, to whom, and with what; `credentials` None: in plaintext."""
+
+    identity: Identity
+    hardware_id: str
+    collector: str
+    credentials: Credentials | None
+
+
 def run(config: AgentConfig) -> None:
-    """Run until SIGTERM or SIGINT. Raises StateDirError or IdentityError if it cannot start."""
+    """Run until SIGTERM or SIGINT.
+
+    Raises StateDirError, IdentityError or CredentialsError if it cannot start.
+    """
     with claimed(config.state_dir):
-        identity = load_identity(config.state_dir, config.hostname)
+        speaker = _plain_speaker(config) if config.tls == "off" else _enrolled_speaker(config)
         spool = _open_spool(config)
         try:
-            asyncio.run(_serve(config, identity, spool))
+            asyncio.run(_serve(config, speaker, spool))
         finally:
             spool.close()
     log.info("stopped")
+
+
+def _plain_speaker(config: AgentConfig) -> _Speaker:
+    identity = load_identity(config.state_dir, config.hostname)
+    return _Speaker(identity, this_hardware(), config.target(None), None)
+
+
+def _enrolled_speaker(config: AgentConfig) -> _Speaker:
+    """With everything checked that can be without the collector, so that a mistake shows at the start."""
+    files = CredentialFiles(config.state_dir)
+    enrolment = files.enrolment()
+    if existing_host_id(config.state_dir / "host_id") is None:
+        raise NotEnrolledError(
+            f"{config.state_dir}/host_id is missing; restore it, or enrol this machine again:"
+            " fleet-agent enroll --new-identity"
+        )
+    identity = load_identity(config.state_dir, config.hostname or enrolment.hostname)
+    if files.close_to_others():
+        log.warning(
+            "%s/host.pem was open to other users and is not any more; who read it can report as this host,"
+            " until it is revoked",
+            config.state_dir,
+        )
+    stored = files.load(identity.host_id)
+    if stored.validity.not_after < time.time():
+        log.error("this host's certificate expired on %s, enrol again", stored.validity.until)
+    hardware_id = this_hardware()
+    _tell_if_moved(enrolment, hardware_id)
+    return _Speaker(
+        identity, hardware_id, config.target(enrolment.collector), Credentials(files, identity.host_id)
+    )
+
+
+def _tell_if_moved(enrolment: Enrolment, hardware_id: str) -> None:
+    if enrolment.hardware_id and hardware_id and enrolment.hardware_id != hardware_id:
+        log.warning(
+            "this host enrolled on other hardware (%s, now %s); if this is a copy of another machine, stop"
+            " the agent and run: fleet-agent enroll --new-identity",
+            enrolment.hardware_id,
+            hardware_id,
+        )
 
 
 def _open_spool(config: AgentConfig) -> DiskSpool | MemorySpool:
@@ -63,8 +122,14 @@ def _open_spool(config: AgentConfig) -> DiskSpool | MemorySpool:
         return MemorySpool(limits)
 
 
-async def _serve(config: AgentConfig, identity: Identity, spool: DiskSpool | MemorySpool) -> None:
-    delivery = Delivery(config.collector, spool, _hello(config, identity), Timeouts(ack=config.ack_deadline))
+async def _serve(config: AgentConfig, speaker: _Speaker, spool: DiskSpool | MemorySpool) -> None:
+    delivery = Delivery(
+        speaker.collector,
+        spool,
+        _hello(config, speaker),
+        Timeouts(ack=config.ack_deadline),
+        credentials=speaker.credentials,
+    )
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,9 +161,9 @@ async def _serve(config: AgentConfig, identity: Identity, spool: DiskSpool | Mem
     log.info(
         "agent %s of %s (%s) reports to %s every %g s, %d reports wait in the spool",
         __version__,
-        identity.hostname,
-        identity.host_id,
-        config.collector,
+        speaker.identity.hostname,
+        speaker.identity.host_id,
+        speaker.collector,
         config.interval,
         spool.pending(),
     )
@@ -126,7 +191,8 @@ async def _until_stopped(stop: asyncio.Event, delivering: asyncio.Task[None]) ->
         await delivering
 
 
-def _hello(config: AgentConfig, identity: Identity) -> Hello:
+def _hello(config: AgentConfig, speaker: _Speaker) -> Hello:
+    identity = speaker.identity
     return Hello(
         host_id=identity.host_id,
         hostname=identity.hostname,
@@ -137,4 +203,6 @@ def _hello(config: AgentConfig, identity: Identity) -> Hello:
         interval=config.interval.milliseconds,
         ttl=config.time_to_live.milliseconds,
         groups=tuple(config.groups),
+        instance=uuid.uuid4().hex,
+        hardware_id=speaker.hardware_id,
     )

@@ -5,12 +5,16 @@
 One batch is in flight at a time, so that what is sent and not acked stays small and an Ack tells which
 batch it answers. Every wait for the peer has a deadline: a half-open connection, on which nothing ever
 fails, ends like any other. A stream always ends by raising one of the `StreamEndedError` family.
+
+Between two batches a stream with credentials sees to them: it asks for a new certificate when it is time,
+and ends as soon as it has one, with nothing in flight.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -20,13 +24,17 @@ import grpc
 import grpc.aio
 
 from agent.backlog import Spool, Waiting
-from agent.channel import channel_options
+from agent.channel import open_channel
+from agent.credential_files import Stored
+from agent.credentials import Credentials
+from agent.handshake import explained
 from agent.stream_end import (
     StreamDismissedError,
     StreamEndedError,
     StreamLostError,
     StreamOutdatedError,
     StreamRefusedError,
+    StreamRenewedError,
     ended_by,
 )
 from fleetpulse import convert
@@ -69,8 +77,19 @@ class Source(Protocol):
 class Stream:
     """One call on its own channel. `run` may be called once."""
 
-    def __init__(self, target: str, source: Source, hello: Hello, timeouts: Timeouts) -> None:
+    def __init__(
+        self,
+        target: str,
+        source: Source,
+        hello: Hello,
+        timeouts: Timeouts,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._target = target
+        self._credentials = credentials
+        self._certificate: convert.Certificate | None = None  # said and not seen to yet, as is this:
+        self._trust: convert.Trust | None = None
+        self._reminder: asyncio.TimerHandle | None = None
         self._source = source
         self._hello = replace(hello, epoch=source.spool.epoch)
         self._timeouts = timeouts
@@ -97,8 +116,24 @@ class Stream:
         self._changed.set()
 
     async def run(self) -> NoReturn:
-        """Deliver until the stream ends. Raises StreamEndedError, or SpoolError from the spool."""
-        channel = grpc.aio.insecure_channel(self._target, options=channel_options(self._hello.interval))
+        """Deliver until the stream ends.
+
+        Raises StreamEndedError, SpoolError from the spool, or CredentialsError.
+        """
+        stored = None
+        if self._credentials is not None:
+            stored = await self._credentials.load()
+            self._hello = replace(self._hello, trust_id=stored.trust_id)
+        try:
+            await self._speak(stored)
+        except StreamLostError as end:
+            if self._welcome is not None:
+                raise
+            problem = await explained(str(end), self._target, stored, time.time())
+            raise StreamLostError(problem) from None
+
+    async def _speak(self, stored: Stored | None) -> NoReturn:
+        channel = open_channel(self._target, self._hello.interval, stored)
         try:
             call = open_stream(channel)
             reader = asyncio.create_task(self._read(call))
@@ -107,6 +142,8 @@ class Stream:
                 while True:
                     await self._send_next(call)
             finally:
+                if self._reminder is not None:
+                    self._reminder.cancel()
                 # Ends the read in progress too. Cancelling the reader itself would do the same, but
                 # not if it is just between two reads.
                 call.cancel()
@@ -139,6 +176,8 @@ class Stream:
     async def _send_next(self, call: StreamCall) -> None:
         """Send what comes next and wait for its Ack, or wait until there is something to send."""
         self._raise_if_over()
+        if self._credentials is not None:
+            await self._see_to(self._credentials, call)
         if await self._paused():
             return
         facts = None if self._source.cautious else self._source.facts
@@ -156,6 +195,23 @@ class Stream:
         if waiting.reports:
             self._in_flight = self.unproven_facts = None
             self._forget(self._acked)
+
+    async def _see_to(self, credentials: Credentials, call: StreamCall) -> None:
+        """Take what the collector said about certificates, and ask for one when it is time."""
+        trust, self._trust = self._trust, None
+        if trust is not None:
+            await credentials.trust(trust.ca_bundle, trust.renew_within)
+        certificate, self._certificate = self._certificate, None
+        if certificate is not None and await credentials.accept(certificate.chain):
+            raise StreamRenewedError
+        csr = credentials.request(self.wake)
+        if csr is not None:
+            async with self._answered_within(self._timeouts.ack, "the certificate request not taken within"):
+                await self._write(call, convert.encode_certificate_request(csr))
+        if self._reminder is not None:
+            self._reminder.cancel()
+        loop = asyncio.get_running_loop()
+        self._reminder = loop.call_later(credentials.seconds_until_request(), self.wake)
 
     async def _peek(self) -> Waiting:
         """What goes out next. Drops what no message can hold."""
@@ -278,6 +334,10 @@ class Stream:
                 self._acked = max(self._acked, seq)
                 # Whoever commits can take more. One that cannot says so again after its Ack.
                 self._resume_at = 0.0
+            case convert.Certificate():
+                self._certificate = said
+            case convert.Trust():
+                self._trust = said
             case convert.Throttle(retry_after):
                 self._pause(retry_after / 1000)
             case convert.Goodbye(reconnect_after):

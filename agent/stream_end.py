@@ -33,6 +33,13 @@ class StreamOutdatedError(StreamEndedError):
     """The spool's epoch is no longer the one that the stream's Hello named."""
 
 
+class StreamRenewedError(StreamEndedError):
+    """There is a new certificate; the next stream uses it."""
+
+    def __init__(self) -> None:
+        super().__init__("the certificate was renewed")
+
+
 class StreamDismissedError(StreamEndedError):
     """The collector said Goodbye. `reconnect_after` in seconds."""
 

@@ -30,6 +30,7 @@ class Script:
     refuse_facts: bool = False
     refuse_hello: tuple[grpc.StatusCode, str] | None = None
     before_batch: Callable[[Any], Any] | None = None
+    certify: Callable[[str, bytes], bytes] | None = None  # (host_id, CSR); None: no answer at all
 
     hellos: list[Hello] = field(default_factory=list)
     layouts: list[Layout] = field(default_factory=list)
@@ -37,11 +38,16 @@ class Script:
     batches: list[list[int]] = field(default_factory=list)
     committed: dict[int, int] = field(default_factory=dict)  # epoch: seq
     reports: dict[tuple[int, int], Report] = field(default_factory=dict)  # each taken once
+    csrs: list[bytes] = field(default_factory=list)
+    shown: list[bytes] = field(default_factory=list)  # each stream's client certificate, PEM
     contexts: list[Any] = field(default_factory=list)
     open_streams: int = 0
+    welcomed: int = 0
+    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def Stream(self, _: object, context: Any) -> None:  # noqa: N802 - gRPC's name
         self.contexts.append(context)
+        self.shown.extend(context.auth_context().get("x509_pem_cert", ()))
         self.open_streams += 1
         try:
             await self._serve(context)
@@ -59,7 +65,9 @@ class Script:
         if self.welcomes:
             seq = self.committed.get(hello.epoch, 0) if self.committed_seq is None else self.committed_seq
             self.committed_seq = None
-            await context.write(convert.encode_welcome(seq, self.max_batch_reports, self.max_message_bytes))
+            welcome = convert.encode_welcome(seq, self.max_batch_reports, self.max_message_bytes)
+            await self._write(context, welcome)
+            self.welcomed += 1
         layouts: dict[bytes, Layout] = {}
         while (message := await context.read()) is not grpc.aio.EOF:
             match message.WhichOneof("message"):
@@ -71,6 +79,13 @@ class Script:
                     if self.refuse_facts:
                         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "bad facts")
                     self.facts.append(convert.decode_facts(message.facts))
+                case "certificate_request":
+                    csr = convert.decode_certificate_request(message.certificate_request)
+                    self.csrs.append(csr)
+                    if self.certify:
+                        await self._write(
+                            context, convert.encode_certificate(self.certify(hello.host_id, csr))
+                        )
                 case "reports":
                     await self._take(hello, convert.decode_batch(message.reports, layouts), context)
 
@@ -89,21 +104,30 @@ class Script:
                 mark = report.seq
         self.committed[hello.epoch] = mark
         if self.acks:
-            await context.write(convert.encode_ack(mark))
+            await self._write(context, convert.encode_ack(mark))
 
     def seqs(self) -> list[int]:
         return [seq for _, seq in self.reports]
 
     async def say(self, message: pb.StreamResponse) -> None:
-        await self.contexts[-1].write(message)
+        """Send this on the newest stream, once it is welcomed if it is to be."""
+        await until(lambda: not self.welcomes or self.welcomed == len(self.hellos))
+        await self._write(self.contexts[-1], message)
+
+    async def _write(self, context: Any, message: pb.StreamResponse) -> None:
+        async with self._writing:  # gRPC takes one at a time
+            await context.write(message)
 
 
 @asynccontextmanager
-async def serving(script: Script, port: int = 0) -> AsyncIterator[int]:
-    """Serve `script` on loopback; yields the port."""
+async def serving(
+    script: Script, port: int = 0, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[int]:
+    """Serve `script` on loopback, in plaintext or with TLS; yields the port."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     add_IngestServiceServicer_to_server(script, server)  # type: ignore[arg-type]
-    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    address = f"127.0.0.1:{port}"
+    bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     await server.start()
     try:
         yield bound

@@ -31,7 +31,11 @@ AGENT = [sys.executable, "-m", "agent.cli"]
 
 def environ(state_dir: Path, **settings: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FLEETPULSE")}
-    own = {"FLEETPULSE_AGENT_STATE_DIR": str(state_dir), "FLEETPULSE_AGENT_INTERVAL": "200ms"}
+    own = {
+        "FLEETPULSE_AGENT_STATE_DIR": str(state_dir),
+        "FLEETPULSE_AGENT_INTERVAL": "200ms",
+        "FLEETPULSE_AGENT_TLS": "off",
+    }
     return clean | own | {f"FLEETPULSE_AGENT_{key}": value for key, value in settings.items()}
 
 
@@ -136,7 +140,9 @@ def test_check_config_shows_settings_and_their_origin(tmp_path: Path) -> None:
     file.write_text('hostname = "here"\n')
     shown = call(tmp_path, "check-config", "--config", str(file))
     assert shown.returncode == 0
-    assert shown.stdout.startswith(f"# from {file}, FLEETPULSE_AGENT_INTERVAL, FLEETPULSE_AGENT_STATE_DIR\n")
+    assert shown.stdout.startswith(
+        f"# from {file}, FLEETPULSE_AGENT_INTERVAL, FLEETPULSE_AGENT_STATE_DIR, FLEETPULSE_AGENT_TLS\n"
+    )
     assert 'hostname = "here"' in shown.stdout
     assert "interval = 0.2" in shown.stdout
 

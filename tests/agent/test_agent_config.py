@@ -7,7 +7,7 @@ import pytest
 
 from agent import config as agent_config
 from agent.config import ConfigError, as_toml, default_state_dir, load_agent_config
-from agent.target import TargetError, check_plaintext_target
+from agent.target import TargetError, check_plaintext_target, parse_endpoint
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def test_defaults() -> None:
     loaded = load_agent_config(None, {})
     config = loaded.config
     assert loaded.path is None
-    assert (config.collector, config.interval, config.time_to_live) == ("127.0.0.1:18443", 15, 45)
+    assert (config.collector, config.tls, config.interval, config.time_to_live) == ("", "on", 15, 45)
     assert (config.spool.max_age, config.spool.max_size) == (86_400, 64 << 20)
     assert config.ack_deadline == 15
 
@@ -48,7 +48,12 @@ def test_file_then_environment(tmp_path: Path) -> None:
         ('[spool]\nmax_age = "1s"', "line 2: spool.max_age: 1 s is less than 60 s"),
         ('ack_timeout = "1ms"', "line 1: ack_timeout: 0.001 s is less than 1 s"),
         ('groups = ["a", ""]', "line 1: groups: a group's name has 1 to 255 characters"),
-        ('collector = "10.0.0.1:1"', "line 1: collector: 10.0.0.1:1 is another machine; plaintext is only"),
+        (
+            'tls = "off"\ncollector = "10.0.0.1:1"',
+            "line 2: collector: 10.0.0.1:1 is another machine; plaintext",
+        ),
+        ('collector = "10.0.0.1"', r"line 1: collector: expected HOST:PORT or \[IPV6\]:PORT, got '10.0.0.1'"),
+        ('collector = "unix:/run/f.sock"', 'line 1: collector: .*; a unix socket is for tls = "off"'),
         ('intervall = "5s"', "line 1: intervall: no such key; did you mean interval?"),
         ("[log]\nformat = 'xml'", "line 2: log.format: invalid enum value 'xml'"),
         ("[checks]\ntimeout = 'soon'", "line 2: checks.timeout: expected a duration"),
@@ -103,6 +108,45 @@ def test_state_of_a_user_and_of_the_system(monkeypatch: pytest.MonkeyPatch) -> N
     assert default_state_dir() == Path("/state/fleetpulse-agent")
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     assert default_state_dir() == Path("/home/u/.local/state/fleetpulse-agent")
+
+
+@pytest.mark.parametrize(
+    ("settings", "enrolled_at", "target"),
+    [
+        ({}, "a.example:1", "a.example:1"),
+        ({}, None, ""),
+        ({"COLLECTOR": "b.example:2"}, "a.example:1", "b.example:2"),
+        ({"TLS": "off"}, "a.example:1", "127.0.0.1:18443"),
+        ({"TLS": "off", "COLLECTOR": "unix:/run/f.sock"}, None, "unix:/run/f.sock"),
+    ],
+)
+def test_where_reports_go(settings: dict[str, str], enrolled_at: str | None, target: str) -> None:
+    config = load_agent_config(
+        None, {f"FLEETPULSE_AGENT_{name}": value for name, value in settings.items()}
+    ).config
+    assert config.target(enrolled_at) == target
+    assert tomllib.loads(as_toml(config, enrolled_at))["collector"] == target
+
+
+@pytest.mark.parametrize(
+    ("target", "endpoint"),
+    [
+        ("fleet.example:18443", ("fleet.example", 18443)),
+        ("192.0.2.1:1", ("192.0.2.1", 1)),
+        ("[2001:db8::1]:65535", ("2001:db8::1", 65535)),
+    ],
+)
+def test_an_endpoint_and_its_text(target: str, endpoint: tuple[str, int]) -> None:
+    assert parse_endpoint(target) == endpoint
+    assert str(parse_endpoint(target)) == target
+
+
+@pytest.mark.parametrize(
+    "target", ["", "fleet.example", "fleet.example:0", "2001:db8::1:5", "http://x:1", "a b:1"]
+)
+def test_no_endpoint(target: str) -> None:
+    with pytest.raises(TargetError, match="expected HOST:PORT"):
+        parse_endpoint(target)
 
 
 @pytest.mark.parametrize(
