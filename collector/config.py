@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from fleetpulse.config import ConfigError, Duration, Size
 PREFIX = "FLEETPULSE"
 CONFIG_VARIABLE = "FLEETPULSE_CONFIG"
 PASSWORD_VARIABLE = "FLEETPULSE_DATABASE_PASSWORD"  # noqa: S105 - a variable's name, not a password
+_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*", re.ASCII)
+
 DEFAULT_FILE = Path("/etc/fleetpulse/collector.toml")
 
 
@@ -165,21 +168,40 @@ def _problem(loaded: Config) -> tuple[str, str] | None:
     if loaded.tls not in ("on", "off"):
         return "tls", f"expected on or off, got {loaded.tls!r}"
     wrong_address = _listen_problem(loaded.listen, plaintext=loaded.tls == "off")
-    return ("listen", wrong_address) if wrong_address else _identity_problem(loaded.identity)
+    if wrong_address:
+        return "listen", wrong_address
+    if loaded.listen.endswith(":65535") and loaded.tls == "on" and not loaded.identity.enroll_listen:
+        return "listen", "there is no port after 65535 for enrolment; set identity.enroll_listen"
+    return _identity_problem(loaded.identity)
 
 
 def _identity_problem(identity: Identity) -> tuple[str, str] | None:
-    for one, other in (("ca_bundle", "ca_key"), ("certificate", "key")):
-        if (getattr(identity, one) is None) != (getattr(identity, other) is None):
-            return (
-                f"identity.{one}",
-                f"identity.{one} and identity.{other} belong together; set both or neither",
-            )
+    if (identity.certificate is None) != (identity.key is None):
+        key = "key" if identity.certificate is None else "certificate"
+        return f"identity.{key}", "identity.certificate and identity.key belong together; set both or neither"
+    if identity.ca_key is not None and identity.ca_bundle is None:
+        return "identity.ca_key", "is the key of the first certificate in identity.ca_bundle; set that too"
+    if identity.ca_bundle is not None and identity.ca_key is None and identity.certificate is None:
+        return (
+            "identity.ca_bundle",
+            "without identity.ca_key nothing can be signed here; set that, or identity.certificate and identity.key",
+        )
+    for name in identity.names:
+        if not _NAME.fullmatch(name) and not _is_address(name):
+            return "identity.names", f"{name!r} is neither a DNS name nor an IP address"
     if identity.enroll_listen not in ("", "off"):
         wrong = _listen_problem(identity.enroll_listen, plaintext=False)
         if wrong:
             return "identity.enroll_listen", wrong
     return None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _listen_problem(listen: str, *, plaintext: bool) -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 from grpc import aio
@@ -15,6 +16,9 @@ from collector.store.errors import StoreError
 
 PROBLEM_METADATA = "fleetpulse-problem-bin"
 """The trailing metadata of a health check that says, in UTF-8, why the collector does not serve."""
+
+COUNTS_METADATA = "fleetpulse-counts-bin"
+"""The trailing metadata of a health check that has, as JSON, what the collector has counted until now."""
 
 _SAID_AT_MOST = 50  # different problems logged in one outage
 _TOLD_AT_MOST = 1_000  # characters
@@ -89,16 +93,19 @@ class Health:
 
 
 class HealthServicer(health_aio.HealthServicer):  # type: ignore[misc]  # it has no types
-    """The standard health service, which also says why it does not serve."""
+    """The standard health service, which also says why it does not serve, and what was counted."""
 
-    def __init__(self, problem: Callable[[], str]):
+    def __init__(self, problem: Callable[[], str], counts: Callable[[], Mapping[str, int]]):
         super().__init__()
         self._problem = problem
+        self._counts = counts
 
     async def Check(  # noqa: N802 - the name of the service definition
         self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[object, object]
     ) -> health_pb2.HealthCheckResponse:
-        """See the standard; the problem travels as `PROBLEM_METADATA`."""
+        """See the standard; the rest travels as `PROBLEM_METADATA` and `COUNTS_METADATA`."""
+        told = [(COUNTS_METADATA, json.dumps(self._counts()).encode())]
         if problem := self._problem():
-            context.set_trailing_metadata(((PROBLEM_METADATA, problem.encode()),))
+            told.append((PROBLEM_METADATA, problem.encode()))
+        context.set_trailing_metadata(tuple(told))
         return await super().Check(request, context)

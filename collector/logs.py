@@ -7,6 +7,8 @@ import sys
 
 import structlog
 
+from collector.core.render import escape
+
 
 def configure(level: str, style: str) -> None:
     """`level` is debug, info, warning or error; `style` auto, console or json."""
@@ -20,10 +22,25 @@ def configure(level: str, style: str) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.ExceptionRenderer() if not console else structlog.processors.format_exc_info,
+            *(
+                [structlog.processors.format_exc_info, escape_texts]
+                if console
+                else [structlog.processors.ExceptionRenderer()]
+            ),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def escape_texts(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Names and messages come from hosts: none of them moves a cursor or changes a colour. JSON needs no such care."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            # A traceback's lines stay lines.
+            event[key] = "\n".join(map(escape, value.split("\n"))) if key == "exception" else escape(value)
+    return event

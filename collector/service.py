@@ -2,23 +2,22 @@
 
 Stop order, on SIGTERM or SIGINT:
 
-1. The health service says NOT_SERVING; new streams are refused.
+1. The health service says NOT_SERVING; new streams are refused, and nobody enrols any more.
 2. Every agent gets Goodbye, with a time of its own to come back.
 3. What was admitted is committed and acked, for at most `drain_timeout`.
 4. The server closes the streams that are left.
 5. The sweeper writes the last heartbeat, if the database lets it: from now on nobody listens.
-6. The pool is closed.
+6. What is left of enrolments and renewals ends, and the pool is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
-import resource
 import signal
 import sys
 import threading
+from collections.abc import Collection
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -37,24 +36,33 @@ from collector import config as configuration
 from collector import logs
 from collector.clock import Clock
 from collector.config import Config, Loaded
+from collector.core.render import escape
 from collector.core.rules import RuleSet
 from collector.health import Health, HealthServicer
+from collector.identity.key_files import KeyringError
+from collector.identity.service import IdentityService, enroll_address
+from collector.ingest.bounds import Bounds
 from collector.ingest.door import Door
-from collector.ingest.server import Bounds, IngestServicer, create_server
+from collector.ingest.server import IngestServicer, create_server
 from collector.ingest.sessions import Sessions
 from collector.rules_file import fingerprint, load_rules
+from collector.start import (
+    EXIT_CONFIG,
+    EXIT_SOFTWARE,
+    EXIT_UNAVAILABLE,
+    StartError,
+    calm_garbage_collector,
+    check_budget,
+    raise_open_files,
+)
 from collector.store import collectors, hosts, schema
 from collector.store.collectors import CollectorRow
 from collector.store.errors import SchemaMismatch, StoreError, StoreMisconfigured, StoreUnavailable
-from collector.store.store import Store, Transaction, open_store
+from collector.store.store import Store, open_store
 from collector.store.url import parse_url
 from collector.sweeper import Sweeper
 from fleetpulse import __version__
 from fleetpulse.config import ConfigError
-
-EXIT_UNAVAILABLE = 69  # sysexits.h EX_UNAVAILABLE: a restart may help
-EXIT_SOFTWARE = 70  # sysexits.h EX_SOFTWARE: a defect
-EXIT_CONFIG = 78  # sysexits.h EX_CONFIG: a restart does not help
 
 _LAST_HEARTBEAT = 5.0  # seconds that it may take
 
@@ -65,14 +73,6 @@ _HANGING = 8.0
 _RULES_FINGERPRINT = "rules_fingerprint"
 
 log = structlog.get_logger()
-
-
-class StartError(Exception):
-    """The service cannot start; `status` is the exit code."""
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
 
 
 class Service:
@@ -87,8 +87,9 @@ class Service:
         self._crashed = False
         self._loop = asyncio.get_running_loop()
         self._health = Health(self._publish_health)
-        self._health_service = HealthServicer(lambda: self._health.problem)
+        self._health_service = HealthServicer(lambda: self._health.problem, lambda: self._servicer.counts)
         self._rules_changed = threading.Event()
+        self._identity = IdentityService(config, store, self._clock.now) if config.tls == "on" else None
         self._sessions = Sessions()
         self._door = Door(
             store,
@@ -113,31 +114,47 @@ class Service:
                 limits.reports_per_second,
                 limits.hellos_per_minute,
             ),
+            name=config.name,
+            credentials=self._identity.desk if self._identity else None,
         )
 
     async def run(self) -> int:
         """Serve until a signal; the exit code. Raises StartError."""
-        server = create_server(self._servicer)
+        identity = self._identity
+        server = create_server(self._servicer, [identity.handshakes] if identity else [])
         add_HealthServicer_to_server(self._health_service, server)
-        address = self._bind(server)
+        address, enroll_address = self._bind(server)
         sweeper = self._create_sweeper(address)
-        sweeper.join_collectors(lambda tx: _check_budget(self._config, tx))
+        sweeper.join_collectors(lambda tx: check_budget(self._config, tx))
         self._door.start()
         await server.start()
+        if identity:
+            await identity.start()
         sweeper.start()
         self._watch_signals()
-        log.info("listening", address=address, database=self._config.database, pool=self._config.pool_size)
+        log.info(
+            "listening",
+            address=address,
+            tls=self._config.tls,
+            enroll_address=enroll_address,
+            database=self._config.database,
+            pool=self._config.pool_size,
+        )
         # Not the loop's executor, which the end of the program waits for: a database may say nothing.
         threading.Thread(target=self._judge_when_asked, name="rejudge", daemon=True).start()
         self._rules_changed.set()
-        watch = asyncio.create_task(self._watch_database())
-        watch_streams = asyncio.create_task(self._sessions.watch())
+        watches = [self._watch_database(), self._sessions.watch()]
+        if identity:
+            watches.append(identity.watch(self._servicer.counts, self._servicer.tell_trust))
+        tasks = [asyncio.create_task(watch) for watch in watches]
         await self._stop.wait()
         log.info("stopping", streams=len(self._sessions))
-        watch.cancel()
         await self._drain(server)
-        watch_streams.cancel()
+        for task in tasks:
+            task.cancel()
         await asyncio.to_thread(sweeper.stop, _LAST_HEARTBEAT)
+        if identity:
+            await asyncio.to_thread(identity.close, self._servicer.counts)
         self._store.close()
         log.info("connections used", **asdict(self._store.pool_stats))
         log.info("stopped", **self._servicer.counts)
@@ -153,19 +170,25 @@ class Service:
         log.info("rules loaded", rules=len(self._rules.rules))
         self._rules_changed.set()
 
-    def _bind(self, server: aio.Server) -> str:
-        listen = self._config.listen
-        if self._config.tls == "on":
-            raise StartError('tls = "on" is not there yet', EXIT_CONFIG)
+    def _bind(self, server: aio.Server) -> tuple[str, str]:
+        """Take both ports; their addresses, empty for one that there is not."""
+        listen, identity = self._config.listen, self._identity
         try:
-            port = server.add_insecure_port(listen)
+            if identity is None:
+                port = server.add_insecure_port(listen)
+            else:
+                port = server.add_secure_port(listen, identity.report_port_credentials)
+            address = listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+            if identity is None:
+                return address, ""
+            listen = enroll_address(self._config)
+            return address, identity.bind_enrolment(self._servicer.counts)
         except RuntimeError:
             raise StartError(
                 f"cannot listen on {listen}: another program has the port, or the address is not this machine's; "
                 f"see: ss -ltnp",
                 EXIT_UNAVAILABLE,
             ) from None
-        return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
     def _create_sweeper(self, address: str) -> Sweeper:
         silence = self._config.silence
@@ -179,7 +202,12 @@ class Service:
             fleet_minimum=silence.fleet_minimum,
             event_retention=self._config.event_retention.milliseconds,
             failing_for=lambda: self._health.failing_for,
+            on_revoked=self._end_certificates,
         )
+
+    def _end_certificates(self, fingerprints: Collection[bytes]) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and every stream with it
+            self._loop.call_soon_threadsafe(self._sessions.end_certificates, fingerprints)
 
     def _watch_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -229,6 +257,8 @@ class Service:
 
     async def _drain(self, server: aio.Server) -> None:
         await self._health_service.enter_graceful_shutdown()
+        if self._identity:
+            await self._identity.stop_enrolment()
         deadline = self._loop.time() + self._config.drain_timeout
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
@@ -248,8 +278,8 @@ def _start(loaded: Loaded) -> int:
     rules = load_rules(config.rules)
     with closing(_open_store(loaded, pool_size=1)) as store:
         schema.require_known_version(store)
-    _raise_open_files()
-    _calm_garbage_collector()
+    raise_open_files()
+    calm_garbage_collector()
     store = _open_store(loaded, pool_size=config.pool_size, patient=True)
     return asyncio.run(_serve(config, store, rules))
 
@@ -264,40 +294,6 @@ def _open_store(loaded: Loaded, *, pool_size: int, patient: bool = False) -> Sto
     )
 
 
-def _check_budget(config: Config, tx: Transaction) -> None:
-    """Refuse to start when the pools of all live collectors do not fit into the server's limit."""
-    budget = tx.dialect.connection_budget(tx.cursor)
-    if budget is None:
-        return
-    others = [row for row in collectors.load_live(tx) if row.name != config.name]
-    taken = sum(row.pool_size for row in others)
-    available = budget - config.connection_reserve
-    if config.pool_size + taken > available:
-        raise StartError(
-            f"pool_size {config.pool_size} and the {taken} connections of {len(others)} other live collectors do not "
-            f"fit into the database's max_connections {budget} less connection_reserve {config.connection_reserve}; "
-            "lower pool_size or raise max_connections",
-            EXIT_CONFIG,
-        )
-
-
-def _raise_open_files() -> None:
-    """An agent is an open file; the usual soft limit of 1,024 is meant for other programs."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _calm_garbage_collector() -> None:
-    """Look for cycles seldom: what a report allocates is freed without it.
-
-    With a thousand streams open, the default threshold of 700 spent a quarter of the service's CPU
-    time on looking through live objects (bench/ingest.py).
-    """
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
-
-
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "path", type=click.Path(path_type=Path), help="The TOML file to read.")
 @click.option("--check-config", is_flag=True, help="Check configuration and rules, and end.")
@@ -310,7 +306,7 @@ def main(path: Path | None, *, check_config: bool) -> None:
     FLEETPULSE_DATABASE or FLEETPULSE_LISTEN. SIGHUP reloads the rules, SIGTERM drains and ends.
 
     Exit codes: 0 stopped by a signal, 69 the database or the port cannot be had, 70 a defect,
-    78 the configuration or the database's schema is not right.
+    78 the configuration, a certificate, a key or the database's schema is not right.
     """
     try:
         loaded = configuration.load(path)
@@ -321,7 +317,7 @@ def main(path: Path | None, *, check_config: bool) -> None:
             click.echo(f"{loaded.path or 'built-in defaults'}: OK")
             return
         status = _start(loaded)
-    except (ConfigError, SchemaMismatch, StoreMisconfigured) as error:
+    except (ConfigError, KeyringError, SchemaMismatch, StoreMisconfigured) as error:
         _end(str(error), EXIT_CONFIG)
     except StoreError as error:
         _end(str(error), EXIT_UNAVAILABLE)
@@ -331,5 +327,5 @@ def main(path: Path | None, *, check_config: bool) -> None:
 
 
 def _end(message: str, status: int) -> NoReturn:
-    click.echo(f"fleet-collector: {message}", err=True)
+    click.echo(f"fleet-collector: {escape(message)}", err=True)
     sys.exit(status)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 
 from collector.clock import Clock
+from collector.core.identity import QUARANTINE, place_of
 from collector.core.silence import FleetSilence, Sweep, sweep
 from collector.core.status import Event, EventKind, Silence
-from collector.store import collectors, silence, upkeep
+from collector.store import certificates, collectors, conflicts, hosts, silence, upkeep
 from collector.store.collectors import HEARTBEAT_INTERVAL, CollectorRow
 from collector.store.errors import StoreConflict, StoreError, StoreLocked
 from collector.store.statuses import write_events
@@ -32,13 +33,20 @@ _CLOCK_DIFFERENCE = 5_000  # milliseconds between our clock and the system's tha
 
 _LONG_AWAY = 86_400_000  # milliseconds; a clock that is years ahead must not delete what is years old by it
 
+_REVOKED_LATELY = 60_000  # milliseconds; whoever was about to be admitted then has a session by now
+_REMEMBERED = (
+    30 * 86_400_000
+)  # milliseconds for which it is told why an ended token or certificate is refused
+
 _JOIN_ATTEMPTS = 10
 
 log = structlog.get_logger()
 
 
 class Sweeper(threading.Thread):
-    """Writes this collector's heartbeat, and announces silence, every `interval` seconds.
+    """Writes this collector's heartbeat, and announces silence and revocations, every `interval` seconds.
+
+    `on_revoked` is told the fingerprints of certificates that were revoked lately, most of them several times.
 
     Both need the database, so while that is away the heartbeats stop: readers then know that
     nobody was listening, and no host is called stale for it.
@@ -56,8 +64,11 @@ class Sweeper(threading.Thread):
         fleet_minimum: int,
         event_retention: int,
         failing_for: Callable[[], float] = lambda: 0.0,
+        on_revoked: Callable[[Collection[bytes]], None] = lambda _: None,
     ):
         super().__init__(name="sweeper", daemon=True)
+        self._on_revoked = on_revoked
+        self._revoked_since = 0
         self._failing_for = failing_for
         self._store = store
         self._me = me
@@ -114,6 +125,7 @@ class Sweeper(threading.Thread):
         while not self._stopping.wait(self._interval):
             try:
                 self.beat()
+                self.look_at_identities()  # first: a revocation is promised to take seconds
                 self.sweep()
                 if time.monotonic() >= self._next_upkeep:
                     self._look_after_size()
@@ -130,7 +142,11 @@ class Sweeper(threading.Thread):
     def _look_after_size(self) -> None:
         # A little at each turn: a backlog of millions must not keep the heartbeat waiting.
         before = self._clock.now() - self._event_retention
-        deleted = (upkeep.delete_old_events(self._store, before), upkeep.delete_unused_layouts(self._store))
+        deleted = (
+            upkeep.delete_old_events(self._store, before),
+            upkeep.delete_unused_layouts(self._store),
+            upkeep.delete_ended_credentials(self._store, self._clock.now() - _REMEMBERED),
+        )
         if max(deleted) < upkeep.AT_ONCE:
             self._next_upkeep = time.monotonic() + _UPKEEP_INTERVAL
 
@@ -215,6 +231,36 @@ class Sweeper(threading.Thread):
         if found.alone or found.with_fleet or found.fleet != fleet:
             with self._store.transaction() as tx:
                 self._announce(tx, found, fleet, now)
+
+    def look_at_identities(self) -> None:
+        """Tell which certificates were revoked, and end conflicts whose newcomer has not tried for long."""
+        now = self._clock.now()
+        with self._store.transaction(write=False) as tx:
+            revoked = certificates.load_revoked(tx, self._revoked_since - _REVOKED_LATELY)
+            ended = conflicts.have_ended(tx, now - QUARANTINE)
+        self._revoked_since = now
+        if revoked:
+            self._on_revoked(revoked)
+        if ended:
+            with self._store.transaction() as tx:
+                self._end_conflicts(tx, now)
+
+    def _end_conflicts(self, tx: Transaction, now: int) -> None:
+        over = conflicts.end_conflicts(tx, now - QUARANTINE)
+        names = hosts.load_callers(tx, sorted({row.host for row in over}))
+        message = f"has not tried for {QUARANTINE // 60_000} min"
+        write_events(
+            tx,
+            [
+                (
+                    row.host,
+                    names[row.host].name,
+                    Event(now, EventKind.CONFLICT_OVER, old=str(place_of(row)), message=message),
+                )
+                for row in over
+                if row.host in names
+            ],
+        )
 
     def _announce(self, tx: Transaction, found: Sweep, fleet: FleetSilence, now: int) -> None:
         if silence.load_fleet_silence(tx, lock=True) != fleet:

@@ -98,7 +98,10 @@ def judge_again(
 
 
 def compare_records(old: HostRecord | None, new: HostRecord, now: int) -> list[Event]:
-    """The events of a Hello: a new host, a reboot, another name, address or agent version."""
+    """The events of a Hello: a new host, a reboot, another name, address, agent version or hardware.
+
+    What was not known yet, as of a host that has only enrolled, is no news.
+    """
     if old is None:
         return [Event(now, EventKind.ADDED)]
     events = []
@@ -110,8 +113,9 @@ def compare_records(old: HostRecord | None, new: HostRecord, now: int) -> list[E
             ("host.name", old.hostname, new.hostname),
             ("host.address", old.address, new.address),
             ("agent.version", old.agent_version, new.agent_version),
+            ("host.hardware_id", old.hardware_id, new.hardware_id),
         )
-        if before != after
+        if before and before != after
     )
     return events
 

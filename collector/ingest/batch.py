@@ -7,7 +7,7 @@ writes its rows; the version of each row tells when another process did.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from collector.core import diff
@@ -16,7 +16,10 @@ from collector.core.rules import Plan, RuleSet
 from collector.core.status import CheckStatus, Event, HostStatus
 from collector.ingest.items import (
     EpochOver,
+    Held,
     HelloNeeded,
+    HelloOver,
+    HelloRefused,
     HostGone,
     Item,
     Registered,
@@ -24,9 +27,11 @@ from collector.ingest.items import (
     Rejudgement,
     Submission,
 )
+from collector.ingest.registrar import Admission, Registrar
 from collector.store import hosts, statuses
 from collector.store.dialect import LatestRow, SeenRow
 from collector.store.errors import StoreConflict
+from collector.store.hosts import Caller
 from collector.store.statuses import Versioned
 from collector.store.store import Store, Transaction
 from fleetpulse.model import CheckKey, Facts, Layout, Report
@@ -35,16 +40,19 @@ _CACHED_HOSTS = 100_000  # per writer; about 4 kB each with a dozen checks
 _CACHED_LAYOUTS = 10_000  # their numbers alone
 _CACHED_PLANS = 64 << 20  # bytes; far more than the layouts that a fleet has in common
 
-Answer = Registered | int | HelloNeeded | None
+Answer = Registered | Held | HelloRefused | int | HelloNeeded | None
 
 
 @dataclass(slots=True)
 class _Writes:
     """What one transaction writes, collected over its items."""
 
+    admissions: Mapping[Registration, Admission | Held | HelloRefused] = field(default_factory=dict)
     before: dict[int, Versioned] = field(default_factory=dict)
     read: set[int] = field(default_factory=set)
     """Hosts whose status was read from the database, and is not what this writer has committed itself."""
+    callers: dict[int, Caller] = field(default_factory=dict)
+    """Who reports for those of them that report."""
     after: dict[int, HostStatus] = field(default_factory=dict)
     latest: dict[int, Report] = field(default_factory=dict)
     checks: dict[int, dict[CheckKey, CheckStatus | None]] = field(default_factory=dict)
@@ -83,9 +91,11 @@ class BatchWriter:
         writes = _Writes()
         with self._store.transaction() as tx:
             hellos = [item for item in items if isinstance(item, Registration) and not item.is_abandoned]
-            registered = self._register(tx, hellos, writes)
-            self._load(tx, items, registered.values(), writes)
-            answers = [self._apply_one(tx, item, registered, writes) for item in items]
+            if hellos:
+                writes.admissions, events = Registrar(tx, self._now()).register(hellos)
+                writes.events.extend(events)
+            self._load(tx, items, writes)
+            answers = [self._apply_one(tx, item, writes) for item in items]
             self._write(tx, writes)
         self._remember(writes)
         return answers
@@ -104,39 +114,10 @@ class BatchWriter:
             self._plans.clear()
             self._planned = 0
 
-    def _register(
-        self, tx: Transaction, registrations: Sequence[Registration], writes: _Writes
-    ) -> dict[str, int]:
-        if not registrations:
-            return {}
-        # The same host may have said Hello twice in one batch: the last word counts.
-        latest = {item.record.host_id: item for item in registrations}
-        stored = hosts.find_hosts(tx, list(latest))
-        new = [item.record for host_id, item in latest.items() if host_id not in stored]
-        if new and hosts.add_hosts(tx, new, self._now()) != len(new):
-            raise StoreConflict("another collector added some of the same hosts")
-        numbers = {host_id: known.host for host_id, known in stored.items()}
-        if new:
-            numbers |= {
-                host_id: known.host
-                for host_id, known in hosts.find_hosts(tx, [r.host_id for r in new]).items()
-            }
-        for host_id, item in latest.items():
-            known = stored.get(host_id)
-            if known is not None:
-                hosts.update_host(tx, known.host, known.record, item.record)
-            events = diff.compare_records(known.record if known else None, item.record, item.received_at)
-            if host_id not in numbers:
-                raise StoreConflict("a host was removed while it was added")
-            writes.events.extend([(numbers[host_id], item.record.hostname, event) for event in events])
-        return numbers
-
-    def _load(
-        self, tx: Transaction, items: Iterable[Item], registered: Iterable[int], writes: _Writes
-    ) -> None:
+    def _load(self, tx: Transaction, items: Iterable[Item], writes: _Writes) -> None:
         # Another collector may have taken a newcomer's reports until now, and a rejudgement is rare:
         # both are read anew.
-        missing = set(registered)
+        missing = {answer.host for answer in writes.admissions.values() if isinstance(answer, Admission)}
         for item in items:
             if isinstance(item, Rejudgement):
                 missing.update(host for host, _ in item.hosts)
@@ -150,8 +131,10 @@ class BatchWriter:
         if missing:
             writes.before.update(statuses.load_statuses(tx, sorted(missing)))
             writes.read = missing
+            reporting = {item.host for item in items if isinstance(item, Submission)} & missing
+            writes.callers = hosts.load_callers(tx, sorted(reporting))
 
-    def _apply_one(self, tx: Transaction, item: Item, registered: dict[str, int], writes: _Writes) -> Answer:
+    def _apply_one(self, tx: Transaction, item: Item, writes: _Writes) -> Answer:
         if isinstance(item, Submission):
             return self._take_reports(tx, item, writes)
         if isinstance(item, Rejudgement):
@@ -159,14 +142,17 @@ class BatchWriter:
             return None
         if item.is_abandoned:
             return None
-        host = registered[item.record.host_id]
+        admission = writes.admissions[item]
+        if not isinstance(admission, Admission):
+            return admission
+        host = admission.host
         if host not in writes.before:
             raise StoreConflict("a host was removed while it said Hello")
         known = writes.after.get(host, writes.before[host].status)
         # Written even where it is the same: others see a commit before it is safe on the disk, and it may
         # be one whose answer never came. What we tell the agent must be as durable as a commit of our own.
         writes.after[host] = status = diff.begin_epoch(known, item.epoch)
-        return Registered(host, status.seq)
+        return Registered(host, status.seq, admission.name, admission.certificate)
 
     def _take_reports(self, tx: Transaction, item: Submission, writes: _Writes) -> int | HelloNeeded:
         host = item.host
@@ -176,6 +162,8 @@ class BatchWriter:
         status = writes.after.get(host, before.status)
         if status.epoch != item.epoch:
             return EpochOver()
+        if writes.callers and _is_outdated(item, writes.callers.get(host)):
+            return HelloOver()
         if item.facts is not None and not self._take_facts(tx, item, item.facts, status, writes):
             return HostGone()
         if not item.reports:
@@ -280,3 +268,10 @@ class BatchWriter:
             self._cache[host] = before if after is None else Versioned(before.version + 1, after)
         while len(self._cache) > _CACHED_HOSTS:
             del self._cache[next(iter(self._cache))]
+
+
+def _is_outdated(item: Submission, caller: Caller | None) -> bool:
+    """Whether the Hello of these reports' stream no longer holds."""
+    return caller is not None and (
+        item.hostname != caller.name or bool(caller.instance and item.instance != caller.instance)
+    )

@@ -12,10 +12,15 @@ from typing import Any
 
 from grpc import aio
 
+from collector.core.identity import Bearer, RenewalRefused
+from collector.core.pacer import Pacer
+from collector.ingest.credentials import Credentials
 from collector.ingest.door import Door
+from collector.ingest.endings import TooManyLayouts
 from collector.ingest.items import StreamFull
-from collector.ingest.pacer import Pacer
+from collector.ingest.refusals import Refusals
 from collector.ingest.sessions import Session
+from collector.store.errors import StoreError
 from fleetpulse import convert
 from fleetpulse.convert import WireError
 from fleetpulse.model import Layout, Report
@@ -35,10 +40,6 @@ _LARGE_LAYOUT = 64 << 10  # bytes; decoding more than that takes milliseconds
 _LEAST_PAUSE = 0.25  # seconds
 
 
-class TooManyLayouts(Exception):
-    """More layouts were announced at once than are kept for one stream; fewer reports at once may do."""
-
-
 @dataclass(slots=True)
 class Surroundings:
     """What all conversations have in common. `now` is in milliseconds, `pacer` knows hosts by their id."""
@@ -47,8 +48,17 @@ class Surroundings:
     now: Callable[[], int]
     batch_reports: int
     pacer: Pacer
-    counts: Counter[str]
+    refusals: Refusals
     layouts: weakref.WeakValueDictionary[bytes, Layout]
+    credentials: Credentials | None
+    """None: hosts get no certificates here."""
+    renewal_cost: float
+    """How much of a host's pace a new certificate takes up, in reports."""
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How much of what has happened; see `refusals.COUNTED`."""
+        return self.refusals.counts
 
 
 class Conversation:
@@ -115,6 +125,9 @@ class Conversation:
         if kind == "facts":
             facts = convert.decode_facts(request.facts)
             await around.door.submit(session.host, session.record, session.epoch, (), around.now(), facts)
+        elif kind == "certificate_request":
+            await self._renew(convert.decode_certificate_request(request.certificate_request))
+            return around.renewal_cost
         elif kind == "hello":
             raise WireError("a second Hello on one stream")
         # Anything else is of a newer protocol, and not meant for us.
@@ -133,6 +146,27 @@ class Conversation:
             )
             around.counts["reports"] += len(part)
         return committed
+
+    async def _renew(self, csr: bytes) -> None:
+        """Answer with a new certificate, or an empty one: the stream goes on with the old one until it ends."""
+        session, around = self._session, self._around
+        record = session.record
+        if not session.fingerprint:
+            raise WireError("a certificate request on a stream without TLS")
+        chain, why_not = b"", ""
+        if around.credentials is None:
+            why_not = "this collector signs no certificates"
+        else:
+            try:
+                bearer = Bearer(session.host, record.host_id, record.hostname, session.fingerprint)
+                chain = await around.credentials.renew(bearer, csr)
+            except (RenewalRefused, StoreError) as error:
+                why_not = str(error)
+        if why_not:
+            around.refusals.tell("not_renewed", host=record.hostname, peer=record.address, error=why_not)
+        else:
+            around.counts["renewed"] += 1
+        await session.send(convert.encode_certificate(chain))
 
     async def _announce(self, message: pb.Layout, size: int) -> float:
         session, around = self._session, self._around

@@ -8,11 +8,12 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from collector.core.identity import Contest
 from collector.core.rules import RuleSet
 from collector.core.status import HostRecord
 from collector.ingest.batch import BatchWriter
 from collector.ingest.gate import Gate
-from collector.ingest.items import Item, Registered, Registration, Rejudgement, Submission
+from collector.ingest.items import Held, Item, Registered, Registration, Rejudgement, Submission
 from collector.ingest.writer import Writer
 from collector.store.errors import StoreError
 from collector.store.store import Store
@@ -56,11 +57,21 @@ class Door:
         for writer in self._writers:
             writer.start()
 
-    async def register(self, record: HostRecord, epoch: int, received_at: int) -> Registered:
-        """Make a host known; where its epoch stands. Raises StoreError."""
-        item = Registration(record, epoch, received_at, self._loop.create_future())
-        registered: Registered = await self._pass(record.host_id, item)
-        return registered
+    async def register(
+        self,
+        record: HostRecord,
+        epoch: int,
+        received_at: int,
+        *,
+        fingerprint: bytes | None = None,
+        open_since: int = 0,
+        contest: Contest | None = None,
+    ) -> Registered | Held:
+        """Make a host known; where its epoch stands. See `Registration`. Raises StoreError or HelloRefused."""
+        done = self._loop.create_future()
+        item = Registration(record, epoch, received_at, done, fingerprint, open_since, contest)
+        answer: Registered | Held = await self._pass(record.host_id, item)
+        return answer
 
     async def submit(
         self,
@@ -77,10 +88,11 @@ class Door:
         `cost` is what they take up in queues and batches if that is more than their number.
 
         Raises StoreError when the collector stops before it could commit, HelloNeeded for a host that
-        was removed or has begun another epoch meanwhile.
+        was removed or renamed, or has said another Hello meanwhile.
         """
+        done = self._loop.create_future()
         item = Submission(
-            host, record.hostname, epoch, reports, facts, received_at, self._loop.create_future(), cost
+            host, record.hostname, record.instance, epoch, reports, facts, received_at, done, cost
         )
         committed: int = await self._pass(record.host_id, item)
         return committed

@@ -7,25 +7,54 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from collector.core.identity import Contest
 from collector.core.status import HostRecord
+from collector.store.certificates import CertificateRow
 from fleetpulse.model import Facts, Report
 
 
 class Registered(NamedTuple):
-    """A host whose rows exist, and the last committed sequence number of its epoch (0: none)."""
+    """A host whose rows exist, what it is called, and the last committed sequence number of its epoch (0: none).
+
+    `certificate` is the one with which it speaks; None without TLS.
+    """
 
     host: int
     committed_seq: int
+    name: str
+    certificate: CertificateRow | None = None
+
+
+class Held(NamedTuple):
+    """Another machine with this identity may live: the same Hello again in `wait` milliseconds tells more."""
+
+    wait: int
+    contest: Contest
+
+
+class HelloRefused(Exception):
+    """Who says Hello may not speak as this host; the text says why. `kind` is a name in `COUNTED`."""
+
+    def __init__(self, kind: str, text: str):
+        super().__init__(text)
+        self.kind = kind
 
 
 @dataclass(slots=True, eq=False)
 class Registration:
-    """A Hello: make the host's rows, note what changed. Answered by `Registered`."""
+    """A Hello: make the host's rows, note what changed. Answered by `Registered`, `Held` or `HelloRefused`.
+
+    `fingerprint` is that of the certificate with which it came (None: without TLS). `open_since` says since
+    when the host has a stream here, in milliseconds (0: it has none). `contest` is that of a `Held` before.
+    """
 
     record: HostRecord
     epoch: int
     received_at: int
-    done: asyncio.Future[Registered]
+    done: asyncio.Future[Registered | Held]
+    fingerprint: bytes | None = None
+    open_since: int = 0
+    contest: Contest | None = None
     weight = 1
 
     @property
@@ -36,10 +65,14 @@ class Registration:
 
 @dataclass(slots=True, eq=False)
 class Submission:
-    """Reports, or facts, of one host. Answered by the high-water mark after the commit."""
+    """Reports, or facts, of one host. Answered by the high-water mark after the commit.
+
+    `hostname` and `instance` are what the host was called, and which run of its agent this is, at its Hello.
+    """
 
     host: int
     hostname: str
+    instance: str
     epoch: int
     reports: Sequence[Report]
     facts: Facts | None
@@ -82,6 +115,13 @@ class HostGone(HelloNeeded):
 
     def __init__(self) -> None:
         super().__init__("this host was removed; say Hello again")
+
+
+class HelloOver(HelloNeeded):
+    """The host was renamed, or its agent has said Hello elsewhere since."""
+
+    def __init__(self) -> None:
+        super().__init__("this host was renamed or has connected elsewhere; say Hello again")
 
 
 class StreamFull(HelloNeeded):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import structlog
 
-from collector.ingest.pacer import Pacer
+from collector.core.pacer import Pacer
 
 _LINES_PER_SECOND = 0.2  # of each kind
 _LINES_AT_ONCE = 5
@@ -24,9 +24,22 @@ COUNTED = {
     "malformed": "Streams refused for a message that makes no sense or is beyond a bound.",
     "no_hello": "Streams that did not say who they are within `limits.hello_timeout`.",
     "too_many_hellos": "Streams refused to a host beyond `limits.hellos_per_minute`.",
+    "too_many_streams": "Streams refused to a certificate that has eight open.",
+    "unknown_certificate": "Streams refused to a certificate that is not known here: its host was removed, or has a newer one.",
+    "revoked": "Streams ended or refused because the host's certificate was revoked.",
+    "expired": "Streams ended or refused because the host's certificate has expired.",
+    "wrong_host": "Streams refused to a host whose certificate names another one.",
+    "contested": "Pauses asked of a machine until it is clear whether another one with its identity lives.",
+    "conflict": "Streams refused to a machine whose identity another one has.",
+    "renewed": "Certificates renewed.",
+    "not_renewed": "Certificates not renewed; the log says why.",
     "unstorable": "Streams refused for data that the database does not take.",
     "unread": "Streams ended because their agent did not read what it was told.",
     "broken": "Streams that broke off: the agent or the network is gone, or a message is over `limits.message_size`.",
+    "unauthenticated": "Connections to the report port without an accepted certificate: none, another CA's, expired, or no TLS at all.",
+    "enrolled": "Machines that enrolled.",
+    "enrolment_refused": "Attempts to enrol that were refused; each has an event or is counted in the next one's.",
+    "enrolment_limited": "Attempts to enrol from an address beyond `limits.refused_enrolments_per_minute`.",
 }
 """What each count means; docs/configuration.md shows the same."""
 

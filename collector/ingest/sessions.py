@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -19,6 +20,7 @@ from fleetpulse.model import Layout
 _RECONNECTS_PER_SECOND = 200
 _RECONNECT_LEAST = 2.0  # seconds over which reconnects are spread at least
 _LAST_WRITE_PATIENCE = 5.0  # seconds that a stream we end may go on writing
+_UNTRUSTED_PATIENCE = 1.0  # seconds, for one whose certificate is no longer good
 _GOODBYE_PATIENCE = 2.0  # seconds that agents have to take it from us
 
 
@@ -32,6 +34,15 @@ class Session:
     write: Callable[[StreamResponse], Awaitable[None]]
     """For `send` alone: gRPC takes one message at a time."""
     task: asyncio.Task[object]
+    opened_at: int = 0
+    """When its Hello was taken, in milliseconds by the collector's clock."""
+    fingerprint: bytes = b""
+    """That of the certificate with which it speaks, and of the CA that signed it; empty without TLS."""
+    issuer: bytes = b""
+    trust_id: bytes = b""
+    """Which CAs its agent trusts: the SHA-256 of their bundle."""
+    expires: float = math.inf
+    """When the certificate does, by the monotonic clock."""
     layouts: dict[bytes, Layout] = field(default_factory=dict)
     layouts_size: int = 0
     """What they take up, in bytes."""
@@ -50,6 +61,8 @@ class Session:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _aside: set[asyncio.Task[None]] = field(default_factory=set)
     _last_call: asyncio.TimerHandle | None = None
+    is_over: bool = False
+    """The stream has ended."""
 
     @property
     def is_writing(self) -> bool:
@@ -81,15 +94,15 @@ class Session:
             return
         self.ended = why
         if self.writing_since:
+            patience = _UNTRUSTED_PATIENCE if why in ("revoked", "expired") else _LAST_WRITE_PATIENCE
             waited = time.monotonic() - self.writing_since
-            self._last_call = self.task.get_loop().call_later(
-                max(0.0, _LAST_WRITE_PATIENCE - waited), self.task.cancel
-            )
+            self._last_call = self.task.get_loop().call_later(max(0.0, patience - waited), self.task.cancel)
         else:
             self.task.cancel()
 
     def close(self) -> None:
         """The stream has ended: nothing is to be written any more."""
+        self.is_over = True
         for task in self._aside:
             task.cancel()
         if self._last_call is not None:
@@ -125,6 +138,20 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._by_host)
 
+    def all(self) -> list[Session]:
+        """Every open stream's, as of now."""
+        return list(self._by_host.values())
+
+    def of(self, host_id: str) -> Session | None:
+        """The host's, if it has one here."""
+        return self._by_host.get(host_id)
+
+    def end_certificates(self, fingerprints: Collection[bytes]) -> None:
+        """End the streams that speak with one of these certificates, which were revoked."""
+        for session in self.all():
+            if session.fingerprint in fingerprints:
+                session.end("revoked")
+
     def join(self, session: Session) -> None:
         """Make this the host's stream. An older one is ended: its peer is gone, or a double."""
         older = self._by_host.get(session.record.host_id)
@@ -146,17 +173,19 @@ class Sessions:
         await self._empty.wait()
 
     async def watch(self) -> NoReturn:
-        """Keep agents waiting that wait for us, and end streams whose agents do not read; for ever."""
+        """Keep agents waiting that wait for us; end streams that are not read or whose certificate expires; for ever."""
         while True:
             await asyncio.sleep(self._patience.look)
             now = time.monotonic()
-            for session in list(self._by_host.values()):
+            for session in self.all():
                 self._look_at(session, now)
 
     def _look_at(self, session: Session, now: float) -> None:
         patience = self._patience
         if session.writing_since and now - session.writing_since > patience.unread:
             session.end("unread")
+        elif now >= session.expires:
+            session.end("expired")
         elif session.held_since and now - session.held_since > patience.held and not session.is_writing:
             # An agent gives a stream up on which nothing is acked, unless it is told to go on waiting.
             # The pauses differ, so that not all come at once when the database is back.
@@ -172,7 +201,7 @@ class Sessions:
         waited for.
         """
         self.are_closing = True
-        sessions = list(self._by_host.values())
+        sessions = self.all()
         spread = max(_RECONNECT_LEAST, len(sessions) / _RECONNECTS_PER_SECOND)
         for session in sessions:
             # Early enough for the next collector, which calls who does not come in time silent.

@@ -55,9 +55,18 @@ def supersede(tx: Transaction, used: CertificateRow) -> int:
 
 def revoke_host(tx: Transaction, host: int, now: int) -> int:
     """Accept none of the host's certificates any more; how many were accepted until now."""
+    lock_certificates(tx, host)
     return tx.execute(
         "UPDATE certificate SET revoked_at = %s WHERE host = %s AND revoked_at IS NULL", (now, host)
     )
+
+
+def lock_certificates(tx: Transaction, host: int) -> None:
+    """Keep everybody else who calls this from adding or revoking certificates until the transaction ends.
+
+    The host's row stands for them: one that is not there yet cannot be locked itself.
+    """
+    tx.query(f"SELECT id FROM host WHERE id = %s{tx.dialect.for_update}", (host,))  # noqa: S608 - a keyword of ours
 
 
 def load_revoked(tx: Transaction, since: int) -> set[bytes]:
@@ -75,9 +84,10 @@ def count_by_issuer(tx: Transaction, now: int) -> dict[bytes, int]:
     return {bytes(issuer): int(count) for issuer, count in rows}
 
 
-def forget_expired(tx: Transaction, before: int) -> int:
-    """Forget certificates that expired before that moment: the handshake refuses them. How many."""
-    return tx.execute("DELETE FROM certificate WHERE not_after < %s", (before,))
+def forget_expired(tx: Transaction, before: int, limit: int) -> int:
+    """Forget `limit` certificates at most that expired before that moment: the handshake refuses them. How many."""
+    rows = tx.query("SELECT fingerprint FROM certificate WHERE not_after < %s LIMIT %s", (before, limit))
+    return tx.execute_many("DELETE FROM certificate WHERE fingerprint = %s", rows)
 
 
 def _row(row: Sequence[object]) -> CertificateRow:

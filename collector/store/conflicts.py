@@ -51,17 +51,25 @@ def save_conflict(tx: Transaction, row: ConflictRow) -> None:
         )
 
 
+def have_ended(tx: Transaction, before: int) -> bool:
+    """Whether there are machines that have not tried since that moment."""
+    return bool(tx.query("SELECT 1 FROM conflict WHERE last_at < %s LIMIT 1", (before,)))
+
+
 def end_conflicts(tx: Transaction, before: int) -> list[ConflictRow]:
-    """Forget the machines that have not tried since that moment; they are."""
+    """Forget the machines that have not tried since that moment; those that nobody else forgot before."""
     rows = [
         _row(row)
         for row in tx.query(f"SELECT {_COLUMNS} FROM conflict WHERE last_at < %s", (before,))  # noqa: S608
     ]
-    tx.execute_many(
-        "DELETE FROM conflict WHERE host = %s AND place = %s AND last_at < %s",
-        [(row.host, row.place, before) for row in rows],
-    )
-    return rows
+    return [
+        row
+        for row in sorted(rows)
+        if tx.execute(
+            "DELETE FROM conflict WHERE host = %s AND place = %s AND last_at < %s",
+            (row.host, row.place, before),
+        )
+    ]
 
 
 def _row(row: Row) -> ConflictRow:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from collector.core.status import HostRecord
@@ -12,21 +13,41 @@ from collector.store.errors import StoreConflict
 from collector.store.store import Row, Transaction
 from fleetpulse.model import Facts
 
-_COLUMNS = "id, host_id, hostname, machine_id, boot_id, agent_version, address, interval_ms, ttl_ms"
+# What a Hello says of the machine, in the order of `_place`; the name has a rule of its own.
+_PLACE = "machine_id, boot_id, agent_version, address, interval_ms, ttl_ms, hardware_id, instance, collector"
+_COLUMNS = f"hostname, own_name, {_PLACE}"
+_SET = ", ".join(f"{column} = %s" for column in _COLUMNS.split(", "))
+_AS_READ = " AND ".join(f"{column} = %s" for column in _COLUMNS.split(", "))
 
 
 class StoredHost(NamedTuple):
-    """A host's row: its number in this database, and its identity as the last Hello gave it."""
+    """A host's row: its number in this database, its identity as the last Hello gave it, and its name.
+
+    `name` is what the record is called, `record.hostname` what the machine calls itself; `own_name` is that
+    again if an admin gave the name, else empty. `record.groups` are those that the Hello named and the
+    `assigned` ones.
+    """
 
     host: int
     record: HostRecord
+    name: str
+    own_name: str = ""
+    assigned: tuple[str, ...] = ()
+
+
+class Caller(NamedTuple):
+    """What a host's record is called, and the run of the agent that said Hello last."""
+
+    name: str
+    instance: str
 
 
 def find_hosts(tx: Transaction, host_ids: Sequence[str]) -> dict[str, StoredHost]:
     """The stored hosts among `host_ids`."""
-    rows = tx.query_in(f"SELECT {_COLUMNS} FROM host WHERE host_id IN (%s)", host_ids)  # noqa: S608 - names of ours
-    groups = _groups(tx, [row[0] for row in rows])
-    return {row[1]: StoredHost(row[0], _record(row, groups.get(row[0], ()))) for row in rows}
+    rows = tx.query_in(f"SELECT id, host_id, {_COLUMNS} FROM host WHERE host_id IN (%s)", host_ids)  # noqa: S608 - names of ours
+    numbers = [row[0] for row in rows]
+    groups, assigned = _groups(tx, "host_group", numbers), _groups(tx, "assigned_group", numbers)
+    return {row[1]: _stored(row, groups.get(row[0], ()), assigned.get(row[0], ())) for row in rows}
 
 
 def add_hosts(tx: Transaction, records: Sequence[HostRecord], now: int) -> int:
@@ -36,9 +57,11 @@ def add_hosts(tx: Transaction, records: Sequence[HostRecord], now: int) -> int:
     """
     ignore = tx.dialect.insert_ignore
     added = tx.execute_many(
-        f"{ignore} INTO host (host_id, hostname, machine_id, boot_id, agent_version, address, interval_ms, ttl_ms, "
-        "added_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-        [(r.host_id, *_identity(r), now) for r in sorted(records, key=lambda record: record.host_id)],
+        f"{ignore} INTO host (host_id, {_COLUMNS}, added_at) VALUES (%s, %s, %s, {_placeholders(_PLACE)}, %s)",
+        [
+            (r.host_id, r.hostname, "", *_place(r), now)
+            for r in sorted(records, key=lambda record: record.host_id)
+        ],
     )
     rows = tx.query_in("SELECT id, host_id FROM host WHERE host_id IN (%s)", [r.host_id for r in records])
     numbers = {host_id: host for host, host_id in rows}
@@ -46,7 +69,7 @@ def add_hosts(tx: Transaction, records: Sequence[HostRecord], now: int) -> int:
     tx.execute_many(f"{ignore} INTO host_seen (host) VALUES (%s)", hosts)
     tx.execute_many(f"{ignore} INTO host_latest (host) VALUES (%s)", hosts)
     for record in records:
-        _write_groups(tx, numbers[record.host_id], record.groups)
+        _write_groups(tx, "host_group", numbers[record.host_id], record.groups)
     return added
 
 
@@ -58,26 +81,48 @@ def list_hosts(tx: Transaction) -> list[tuple[int, str, str]]:
     ]
 
 
-def update_host(tx: Transaction, host: int, old: HostRecord, new: HostRecord) -> None:
-    """Overwrite a host's identity with what its Hello says now, if it differs.
+def update_host(tx: Transaction, known: StoredHost, said: HostRecord) -> StoredHost:
+    """Write what a Hello says now, where it differs; what is stored then.
 
-    Raises StoreConflict if it is not stored as `old` any more.
+    A record that an admin named keeps its name, and assigned groups stay. Raises StoreConflict if it is
+    not stored as `known` any more.
     """
-    if old == new:
-        return
-    before, after = _identity(old), _identity(new)
+    groups = tuple(sorted({*said.groups, *known.assigned}))
+    record = replace(said, groups=groups)
+    if record == known.record:
+        return known
+    own_name = said.hostname if known.own_name else ""
+    name = known.name if known.own_name else said.hostname
+    before = (known.name, known.own_name, *_place(known.record))
+    after = (name, own_name, *_place(record))
     if before != after:
         updated = tx.execute(
-            "UPDATE host SET hostname = %s, machine_id = %s, boot_id = %s, agent_version = %s, address = %s, "
-            "interval_ms = %s, ttl_ms = %s WHERE id = %s AND hostname = %s AND machine_id = %s AND boot_id = %s "
-            "AND agent_version = %s AND address = %s AND interval_ms = %s AND ttl_ms = %s",
-            (*after, host, *before),
+            f"UPDATE host SET {_SET} WHERE id = %s AND {_AS_READ}",  # noqa: S608 - names of ours
+            (*after, known.host, *before),
         )
         if updated != 1:
             raise StoreConflict("another collector wrote the same Hello, or the host was removed")
-    if old.groups != new.groups:
-        tx.execute("DELETE FROM host_group WHERE host = %s", (host,))
-        _write_groups(tx, host, new.groups)
+    if groups != known.record.groups:
+        tx.execute("DELETE FROM host_group WHERE host = %s", (known.host,))
+        _write_groups(tx, "host_group", known.host, groups)
+    return StoredHost(known.host, record, name, own_name, known.assigned)
+
+
+def assign_groups(tx: Transaction, host: int, groups: Sequence[str]) -> None:
+    """Add groups that the host keeps whatever its Hello says."""
+    for table in ("assigned_group", "host_group"):
+        _write_groups(tx, table, host, groups)
+
+
+def load_heard(tx: Transaction, hosts: Sequence[int]) -> dict[int, int]:
+    """When each host's last report came, in milliseconds (0: never)."""
+    return dict(tx.query_in("SELECT host, received_at FROM host_seen WHERE host IN (%s)", hosts))
+
+
+def load_callers(tx: Transaction, hosts: Sequence[int]) -> dict[int, Caller]:
+    """Under what name, and by which run of its agent, each host reports since its last Hello."""
+    rows = tx.query_in("SELECT id, hostname, instance FROM host WHERE id IN (%s)", hosts)
+    return {host: Caller(name, instance) for host, name, instance in rows}
 
 
 def remove_host(tx: Transaction, host: int) -> bool:
@@ -122,32 +167,53 @@ def text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _write_groups(tx: Transaction, host: int, groups: Sequence[str]) -> None:
+def _write_groups(tx: Transaction, table: str, host: int, groups: Sequence[str]) -> None:
     tx.execute_many(
-        f"{tx.dialect.insert_ignore} INTO host_group (host, name) VALUES (%s, %s)",
+        f"{tx.dialect.insert_ignore} INTO {table} (host, name) VALUES (%s, %s)",
         [(host, group) for group in groups],
     )
 
 
-def _groups(tx: Transaction, hosts: Sequence[int]) -> dict[int, tuple[str, ...]]:
+def _groups(tx: Transaction, table: str, hosts: Sequence[int]) -> dict[int, tuple[str, ...]]:
     groups: dict[int, list[str]] = {}
-    for host, name in tx.query_in("SELECT host, name FROM host_group WHERE host IN (%s)", hosts):
+    for host, name in tx.query_in(f"SELECT host, name FROM {table} WHERE host IN (%s)", hosts):  # noqa: S608 - names of ours
         groups.setdefault(host, []).append(text(name))
     return {host: tuple(sorted(names)) for host, names in groups.items()}
 
 
-def _identity(record: HostRecord) -> tuple[str | int, ...]:
+def _place(record: HostRecord) -> tuple[str | int, ...]:
     return (
-        record.hostname,
         record.machine_id,
         record.boot_id,
         record.agent_version,
         record.address,
         record.interval,
         record.ttl,
+        record.hardware_id,
+        record.instance,
+        record.collector,
     )
 
 
-def _record(row: Row, groups: tuple[str, ...]) -> HostRecord:
-    _, host_id, hostname, machine_id, boot_id, agent_version, address, interval, ttl = row
-    return HostRecord(host_id, hostname, machine_id, boot_id, agent_version, address, interval, ttl, groups)
+def _placeholders(columns: str) -> str:
+    return ", ".join(["%s"] * len(columns.split(", ")))
+
+
+def _stored(row: Row, groups: tuple[str, ...], assigned: tuple[str, ...]) -> StoredHost:
+    host, host_id, name, own_name, machine_id, boot_id, agent_version, address, interval, ttl, *rest = row
+    hardware_id, instance, collector = rest
+    record = HostRecord(
+        host_id,
+        own_name or name,
+        machine_id,
+        boot_id,
+        agent_version,
+        address,
+        interval,
+        ttl,
+        groups,
+        hardware_id,
+        instance,
+        collector,
+    )
+    return StoredHost(host, record, name, own_name, assigned)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from collector.core.silence import Presence, presence
 from collector.core.standing import worst
 from collector.core.status import Silence
+from collector.store.certificates import CertificateRow
 from collector.store.collectors import Listening
 from collector.store.hosts import text
 from collector.store.store import Row, Transaction
@@ -55,6 +56,15 @@ class LastSeen(NamedTuple):
     silence: Silence
 
 
+class Place(NamedTuple):
+    """What tells the machine behind a host from others. `own_name` is empty if it calls itself as we do."""
+
+    own_name: str
+    machine_id: str
+    hardware_id: str
+    boot_id: str
+
+
 class CheckLine(NamedTuple):
     """A check that is not OK."""
 
@@ -98,6 +108,14 @@ def load_lines(tx: Transaction, hosts: Sequence[int]) -> dict[int, HostLine]:
     return {row[0]: _line(row) for row in rows}
 
 
+def load_places(tx: Transaction, hosts: Sequence[int]) -> dict[int, Place]:
+    """The machines behind those of the hosts that exist."""
+    rows = tx.query_in(
+        "SELECT id, own_name, machine_id, hardware_id, boot_id FROM host WHERE id IN (%s)", hosts
+    )
+    return {row[0]: Place._make(row[1:]) for row in rows}
+
+
 def load_last_seen(tx: Transaction, groups: Sequence[str] = ()) -> list[LastSeen]:
     """When every host was heard last."""
     within, parameters = _within(groups)
@@ -119,6 +137,28 @@ def unknown_groups(tx: Transaction, groups: Sequence[str]) -> list[str]:
     rows = tx.query_in("SELECT DISTINCT name FROM host_group WHERE name IN (%s)", groups)
     known = {text(name) for (name,) in rows}
     return [group for group in groups if group not in known]
+
+
+def within_groups(tx: Transaction, hosts: Sequence[int], groups: Sequence[str]) -> list[int]:
+    """Those of the hosts that are in any of the groups; all of them if no group is named."""
+    if not groups:
+        return list(hosts)
+    of_hosts = load_groups(tx, hosts)
+    return [host for host in hosts if not set(groups).isdisjoint(of_hosts.get(host, ()))]
+
+
+def load_current_certificates(tx: Transaction, hosts: Collection[int]) -> dict[int, CertificateRow]:
+    """The newest certificate of each host that has one which is not revoked."""
+    rows = _of_hosts(
+        tx,
+        "SELECT host, fingerprint, issuer, issued_at, not_after FROM certificate WHERE revoked_at IS NULL",
+        hosts,
+    )
+    newest: dict[int, CertificateRow] = {}
+    for host, fingerprint, issuer, issued_at, not_after in rows:
+        if host not in newest or newest[host].issued_at < issued_at:
+            newest[host] = CertificateRow(bytes(fingerprint), host, bytes(issuer), issued_at, not_after)
+    return newest
 
 
 def load_groups(tx: Transaction, hosts: Collection[int]) -> dict[int, tuple[str, ...]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collector.store.certificates import forget_expired
 from collector.store.store import Store
+from collector.store.tokens import forget_ended_tokens
 
 AT_ONCE = 1_000
 """Rows that one call deletes at most: short enough not to hold up the writers."""
@@ -28,3 +30,9 @@ def delete_unused_layouts(store: Store) -> int:
         )
         tx.execute_many("DELETE FROM layout WHERE id = %s", rows)
     return len(rows)
+
+
+def delete_ended_credentials(store: Store, before: int) -> int:
+    """Delete certificates and tokens that expired before that time (milliseconds); how many."""
+    with store.transaction() as tx:
+        return max(forget_expired(tx, before, AT_ONCE), forget_ended_tokens(tx, before, AT_ONCE))

@@ -68,7 +68,9 @@ def registration(identity: HostRecord) -> Registration:
 
 
 def submission(host: Registered, identity: HostRecord, *reports: Report, facts=None) -> Submission:
-    return Submission(host.host, identity.hostname, 1, reports, facts, 1_000, _nobody_waits())
+    return Submission(
+        host.host, identity.hostname, identity.instance, 1, reports, facts, 1_000, _nobody_waits()
+    )
 
 
 def _nobody_waits() -> asyncio.Future:
@@ -186,7 +188,7 @@ def test_what_is_told_from_reading_is_committed_once_more(store: Store) -> None:
     first.forget([item])  # as after a commit whose answer never came
     assert first.apply([item]) == [1]
     assert version() == committed + 1
-    assert second.apply([registration(identity)]) == [Registered(host.host, 1)]
+    assert second.apply([registration(identity)]) == [Registered(host.host, 1, identity.hostname)]
     assert version() == committed + 2
     assert count_events(store)["state"] == 0
 
@@ -234,7 +236,9 @@ def test_ever_new_layouts_are_forgotten_again_and_those_in_use_are_not(store: St
 def spoken(host: Registered, identity: HostRecord, epoch: int, *seqs: int) -> Submission:
     """Reports of one epoch as a stream submits them."""
     reports = [Report(seq, 1, SMALL, (0.5,)) for seq in seqs]
-    return Submission(host.host, identity.hostname, epoch, reports, None, 1_000, _nobody_waits())
+    return Submission(
+        host.host, identity.hostname, identity.instance, epoch, reports, None, 1_000, _nobody_waits()
+    )
 
 
 def hello(identity: HostRecord, epoch: int) -> Registration:
@@ -258,7 +262,7 @@ def test_a_report_stuck_in_one_collector_does_not_turn_back_the_epoch_begun_at_a
     assert one.apply([spoken(host, identity, 7, 1)]) == [1]  # type: ignore[arg-type]
     stuck = spoken(host, identity, 7, 2)  # type: ignore[arg-type]
     # The agent loses its spool, and begins anew with another collector.
-    assert other.apply([hello(identity, 8)]) == [Registered(host.host, 0)]  # type: ignore[union-attr]
+    assert other.apply([hello(identity, 8)]) == [Registered(host.host, 0, identity.hostname)]  # type: ignore[union-attr]
     assert other.apply([spoken(host, identity, 8, 1, 2, 3)]) == [3]  # type: ignore[arg-type]
     [answer] = apply_repeatedly(one, [stuck])
     assert isinstance(answer, EpochOver)
@@ -289,7 +293,7 @@ def test_what_waits_in_one_batch_keeps_the_order_of_its_hellos(store: Store) -> 
             spoken(host, identity, 8, 1),  # type: ignore[arg-type]
         ]
     )
-    assert (first, begun, second) == (2, Registered(host.host, 0), 1)  # type: ignore[union-attr]
+    assert (first, begun, second) == (2, Registered(host.host, 0, identity.hostname), 1)  # type: ignore[union-attr]
     assert isinstance(late, EpochOver)
 
 
@@ -312,7 +316,9 @@ def test_facts_of_an_old_epoch_do_not_overwrite_newer_ones(store: Store) -> None
 
     def told(host: int, epoch: int, kernel: str) -> Submission:
         facts = {"os.kernel": kernel}
-        return Submission(host, identity.hostname, epoch, (), facts, 1_000, _nobody_waits())
+        return Submission(
+            host, identity.hostname, identity.instance, epoch, (), facts, 1_000, _nobody_waits()
+        )
 
     [host] = one.apply([hello(identity, 7)])
     assert isinstance(host, Registered)

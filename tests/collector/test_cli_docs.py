@@ -14,6 +14,8 @@ import pytest
 from collector.cli.main import COMMANDS, cli
 from collector.cli.main import run as run_command
 from collector.core.status import EventKind
+from collector.store.certificates import CertificateRow, add_certificate
+from collector.store.conflicts import ConflictRow, save_conflict
 from collector.store.schema import upgrade
 from collector.store.store import open_store
 from fleetpulse.model import State
@@ -95,6 +97,8 @@ def shape(value: object) -> object:
         ("hosts", ["hosts", "--limit", "1"]),
         ("show", ["show", "one", "--events", "0"]),
         ("events", ["events"]),
+        ("token", ["token", "create"]),
+        ("ca", ["ca", "show"]),
         ("db", ["db", "check"]),
         ("doctor", ["doctor"]),
     ],
@@ -111,7 +115,7 @@ def test_json_has_the_documented_shape(
     upgrade(store, lambda: 1)
     fleet = Fleet(store)
     fleet.listen()
-    fleet.add(
+    one, _ = fleet.add(
         "one",
         ago=5 * MINUTE,
         checks=failing(State.CRITICAL, "x", 1),
@@ -120,6 +124,7 @@ def test_json_has_the_documented_shape(
     )
     fleet.add("two")
     with store.transaction() as tx:
+        add_certificate(tx, CertificateRow(b"f" * 32, one, b"i" * 32, 1, 2**44))
         tx.execute(
             "INSERT INTO event (at, hostname, kind, subject, instance, old_value, new_value, message, measured_at) "
             "VALUES (1, '', 'back', '', '', '', '', '', 0)"
@@ -127,7 +132,31 @@ def test_json_has_the_documented_shape(
     store.close()
     monkeypatch.setenv("FLEETPULSE_DATABASE", url)
     monkeypatch.setenv("FLEETPULSE_LISTEN", f"unix:{tmp_path}/nobody")
+    monkeypatch.setenv("FLEETPULSE_IDENTITY_DIR", f"{tmp_path}/identity")
+    if name == "ca":
+        run_command(["ca", "init"])
+        capsys.readouterr()
     run_command([*arguments, "--json"])
     documented = re.search(r"```json\n(.+?)```", sections()[name], re.DOTALL)
     assert documented is not None
     assert shape(json.loads(capsys.readouterr().out)) == shape(json.loads(documented[1]))
+
+
+def test_a_conflict_has_the_documented_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path}/f.db"
+    store = open_store(url, pool_size=1, create=True)
+    upgrade(store, lambda: 1)
+    host, _ = Fleet(store).add("one")
+    with store.transaction() as tx:
+        save_conflict(tx, ConflictRow(host, b"p" * 16, "one", "192.0.2.9", "m", "h", "b", "i", 1, 2))
+    store.close()
+    monkeypatch.setenv("FLEETPULSE_DATABASE", url)
+    documented = re.search(r"```json\n(.+?)```", sections()["For every command"], re.DOTALL)
+    assert documented is not None
+    for command_name, key in (("stale", "conflicts"), ("status", "conflicts"), ("show", "conflict")):
+        run_command([command_name, *(["one"] if command_name == "show" else []), "--json"])
+        found = json.loads(capsys.readouterr().out)[key]
+        [conflict] = found if isinstance(found, list) else [found]
+        assert shape(conflict) == shape(json.loads(documented[1]))

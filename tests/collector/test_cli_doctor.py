@@ -18,11 +18,13 @@ import pytest
 from collector.cli import findings
 from collector.cli.findings import Finding
 from collector.cli.main import run
+from collector.ingest.refusals import COUNTED
 from collector.store.collectors import CollectorRow, Listening
 from fleetpulse.model import State
 from tests.collector.cli_process import environment, run_cli
 from tests.faults import ReadOnly
 from tests.mariadb_server import MariadbServer
+from tests.processes import free_ports, wait_until
 
 NOW = 1_000_000_000
 States = Callable[..., tuple[int, dict[str, str]]]
@@ -91,7 +93,7 @@ def states(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     monkeypatch.setattr("collector.cli.doctor._HEALTH_TIMEOUT", 1.0)
 
     def diagnose(url: str, listen: str, **extra: str) -> tuple[int, dict[str, str]]:
-        for name, value in {"DATABASE": url, "LISTEN": listen, **extra}.items():
+        for name, value in {"DATABASE": url, "LISTEN": listen, "TLS": "off", **extra}.items():
             monkeypatch.setenv(f"FLEETPULSE_{name}", value)
         status = run(["doctor", "--json"])
         captured = capsys.readouterr()
@@ -103,10 +105,10 @@ def states(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
 
 
 @contextmanager
-def running_collector(url: str, listen: str) -> Iterator[None]:
+def running_collector(url: str, listen: str, **extra: str) -> Iterator[None]:
     process = subprocess.Popen(
         [SERVICE],
-        env=environment(url, FLEETPULSE_LISTEN=listen),
+        env=environment(url, **{"FLEETPULSE_LISTEN": listen, "FLEETPULSE_TLS": "off", **extra}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -147,10 +149,54 @@ def test_a_house_in_order_and_out_of_it(database_url: str, tmp_path: Path, state
             "collectors",
             "clock",
             "port",
+            "refused",
         } <= set(found)
         assert ("disk" in found) is database_url.startswith("sqlite")
     status, found = states(database_url, listen)
     assert (found["collectors"], found["port"]) == ("CRITICAL", "CRITICAL")
+
+
+def test_a_house_with_certificates(tmp_path: Path, states: States) -> None:
+    url, folder, listen = f"sqlite:///{tmp_path}/f.db", tmp_path / "identity", f"127.0.0.1:{free_ports()[0]}"
+    extra = {"TLS": "on", "IDENTITY_DIR": str(folder)}
+    assert run_cli(url, "db", "upgrade").returncode == 0
+    status, found = states(url, listen, **extra)
+    assert (status, found["certificate"], found["port"]) == (2, "CRITICAL", "UNKNOWN")
+    with running_collector(url, listen, **{f"FLEETPULSE_{name}": value for name, value in extra.items()}):
+        wait_until(lambda: states(url, listen, **extra)[0] == 0)
+        status, found = states(url, listen, **extra)
+        assert {"ca", "certificate", "port", "refused"} <= set(found)
+        (folder / "ca.key").chmod(0o644)
+        status, found = states(url, listen, **extra)
+        assert (status, found["certificate"], found["port"]) == (2, "CRITICAL", "UNKNOWN")
+
+
+def test_certificates_are_renewed_in_time_or_told() -> None:
+    day = 86_400_000
+
+    def judge(age: float, *, is_own: bool = True) -> Finding:
+        return findings.judge_certificate(
+            NOW - round(age * day), NOW + round((90 - age) * day), NOW, is_own=is_own
+        )
+
+    assert judge(60).state is State.OK
+    assert judge(64).state is State.WARNING
+    assert "ca init" in judge(64).advice
+    assert "no restart" in judge(64, is_own=False).advice
+    assert judge(91).state is State.CRITICAL
+    assert "expired 1d 0h ago" in judge(91).text
+    assert findings.judge_ca("CN=x", NOW + 31 * day, NOW).state is State.OK
+    assert findings.judge_ca("CN=x", NOW + 29 * day, NOW).advice == "run: collector-cli ca rotate"
+
+
+def test_who_was_not_let_in_is_told() -> None:
+    told = findings.judge_refused({"unauthenticated": 3, "enrolment_refused": 1, "reports": 10})
+    assert told.state is State.OK
+    assert told.text == (
+        "since it started: 3 connections without an accepted certificate; 1 attempts to enrol"
+    )
+    assert findings.judge_refused({}).text == "since it started: nobody"
+    assert set(findings._REFUSED) <= set(COUNTED)
 
 
 def test_a_port_of_somebody_else(tmp_path: Path, states: States) -> None:

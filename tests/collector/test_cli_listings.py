@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import uuid
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
-from collector.cli.main import run
 from collector.core.silence import FleetSilence
 from collector.core.status import Event, EventKind, Silence
 from collector.store.silence import save_fleet_silence
 from collector.store.store import Store
 from fleetpulse.model import State
+from tests.collector.cli_inside import Cli
 from tests.collector.fleet import MINUTE, Fleet, failing
-
-Cli = Callable[..., "Ran"]
-
-
-class Ran:
-    """What a run of collector-cli did."""
-
-    def __init__(self, status: int, out: str, err: str):
-        self.status = status
-        self.out = out
-        self.err = err
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@pytest.fixture
-def cli(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run in this process, into a pipe."""
-    monkeypatch.setenv("FLEETPULSE_DATABASE", database_url)
-
-    def call(*arguments: str) -> Ran:
-        capsys.readouterr()
-        status = run(list(arguments))
-        captured = capsys.readouterr()
-        return Ran(status, captured.out, captured.err)
-
-    return call
 
 
 @pytest.fixture

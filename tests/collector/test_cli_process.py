@@ -127,12 +127,12 @@ def test_db_upgrade_and_check(url: str) -> None:
     ran = run_cli(url, "db", "upgrade")
     assert (ran.returncode, ran.stdout) == (
         0,
-        "applied schema version 1\nthe database has schema version 1\n",
+        "applied schema version 1\napplied schema version 2\nthe database has schema version 2\n",
     )
-    assert run_cli(url, "db", "upgrade").stdout == "the database has schema version 1\n"
+    assert run_cli(url, "db", "upgrade").stdout == "the database has schema version 2\n"
     ran = run_cli(url, "db", "check", "--json")
     assert ran.returncode == 0
-    assert json.loads(ran.stdout)["stored_version"] == 1
+    assert json.loads(ran.stdout)["stored_version"] == 2
 
 
 def test_another_schema_version(url: str, fleet: Fleet) -> None:
@@ -409,6 +409,29 @@ def test_remove_asks_on_a_terminal(url: str, fleet: Fleet) -> None:
     terminal.type("y\n")
     assert terminal.end() == 0
     assert "removed one" in terminal.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "question"),
+    [
+        (("remove",), "Remove 1 host?"),
+        (("revoke",), "Revoke the certificates of 1 host?"),
+        (("rebind",), r"Let this machine go on as \x1b[5mevil\x9b5m\u202e\x07?"),
+    ],
+)
+def test_a_question_does_nothing_to_the_terminal(
+    url: str, fleet: Fleet, arguments: tuple[str, ...], question: str
+) -> None:
+    evil = "\x1b[5mevil\x9b5m\u202e\x07"
+    _, old = fleet.add(evil, ago=5 * MINUTE, address=evil)
+    _, new = fleet.add("one", address=evil)
+    ids = (old.host_id, new.host_id) if arguments == ("rebind",) else (old.host_id,)
+    terminal = Terminal(url, *arguments, *ids)
+    terminal.read_until(lambda text: f"{question} [y/N]" in text)
+    terminal.type("n\n")
+    assert terminal.end() == 130
+    assert all(line.isprintable() for line in terminal.text.replace("\r", "").split("\n")), terminal.text
+    assert r"\x1b[5mevil\x9b5m\u202e\x07" in terminal.text
 
 
 def test_two_removers_at_once(url: str, fleet: Fleet) -> None:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import pytest
+from grpc import aio
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from structlog.testing import capture_logs
 
-from collector.health import Health
+from collector.cli.doctor import look_at_port
+from collector.health import Health, HealthServicer
 from collector.store.errors import StoreReadOnly, StoreUnavailable
 
 GONE = StoreUnavailable("database: gone")
@@ -65,3 +72,25 @@ def test_the_calling_thread_is_the_source_unless_told(health: Health) -> None:
     health.note(GONE)
     health.note(None)
     assert health.is_serving
+
+
+def test_a_health_check_tells_what_was_counted(tmp_path: Path) -> None:
+    listen = f"unix:{tmp_path}/health"
+
+    async def scenario() -> dict[str, str]:
+        server = aio.server()
+        servicer = HealthServicer(lambda: "", lambda: {"unauthenticated": 2, "reports": 7})
+        add_HealthServicer_to_server(servicer, server)
+        await servicer.set("", HealthCheckResponse.SERVING)
+        server.add_insecure_port(listen)
+        await server.start()
+        try:
+            found = await asyncio.to_thread(lambda: list(look_at_port(listen, None)))
+        finally:
+            await server.stop(None)
+        return {finding.name: finding.text for finding in found}
+
+    assert asyncio.run(scenario()) == {
+        "port": f"{listen} answers and serves",
+        "refused": "since it started: 2 connections without an accepted certificate",
+    }

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector.ingest import pacer
-from collector.ingest.pacer import Pacer
+from collector.core import pacer
+from collector.core.pacer import Pacer
 
 
 def test_a_rested_host_may_send_a_burst_and_then_goes_at_its_pace() -> None:

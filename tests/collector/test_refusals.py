@@ -40,7 +40,8 @@ def test_every_count_is_documented() -> None:
 
 
 def test_every_count_has_a_name_that_is_known() -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "collector/ingest").glob("*.py"))
+    files = [path for folder in ("ingest", "identity") for path in (ROOT / "collector" / folder).glob("*.py")]
+    sources = "".join(path.read_text(encoding="utf-8") for path in files)
     counted = set(re.findall(r'counts\["(\w+)"\]', sources))
     assert counted <= set(COUNTED)
     for name in COUNTED:

@@ -10,9 +10,11 @@ from typing import Any
 import grpc
 from grpc import aio
 
+from collector.core.identity import Bearer, TrustedCas
 from collector.ingest.sessions import Patience, Session, Sessions
+from collector.ingest.trust import TrustTeller
 from fleetpulse import convert
-from fleetpulse.convert import Ack, Goodbye, StreamResponse, Throttle
+from fleetpulse.convert import Ack, Goodbye, StreamResponse, Throttle, Trust
 from fleetpulse.model import Layout
 from fleetpulse.rpc import open_stream, read_response, serve_streams
 from tests.collector.fleet import record
@@ -194,3 +196,58 @@ def test_what_a_stream_announced_is_forgotten_when_it_ends() -> None:
         return session
 
     assert not asyncio.run(talk()).layouts
+
+
+CAS = TrustedCas(b"new bundle", b"new", b"new CA")
+
+
+class Signer:
+    """Knows whom to trust, and signs nothing."""
+
+    trust = CAS
+
+    async def renew(self, bearer: Bearer, csr: bytes) -> bytes:
+        raise NotImplementedError
+
+
+def test_a_fleet_is_told_whom_to_trust_a_few_at_a_time(monkeypatch) -> None:
+    """Ten thousand messages in one turn of the loop would hold up every ack."""
+    monkeypatch.setattr("collector.ingest.trust._TURN", 0.2)
+
+    async def talk() -> tuple[int, list[Line]]:
+        sessions, lines = Sessions(), [Line() for _ in range(121)]
+        for number, line in enumerate(lines):
+            session = join(sessions, line.write, f"h{number}")
+            session.fingerprint, session.issuer = b"f", b"new CA" if number else b"old CA"
+        lines[-1].said.append("left")
+        sessions.leave(session)
+        TrustTeller(sessions, Signer()).tell_all()
+        await until(lambda: bool(lines[0].said))
+        await asyncio.sleep(0)
+        at_first = sum(bool(line.said) for line in lines[:-1])
+        await until(lambda: all(line.said for line in lines))
+        return at_first, lines
+
+    at_first, lines = asyncio.run(talk())
+    assert at_first <= 50
+    said = [line.said for line in lines]
+    assert said == [
+        [Trust(b"new bundle", 2_400)],
+        *[[Trust(b"new bundle", 0)]] * 119,
+        ["left"],
+    ]
+
+
+def test_who_is_welcomed_is_told_whom_to_trust_unless_it_knows() -> None:
+    async def talk(trust_id: bytes, issuer: bytes, fingerprint: bytes = b"f") -> list[Any]:
+        sessions, line = Sessions(), Line()
+        session = join(sessions, line.write)
+        session.trust_id, session.issuer, session.fingerprint = trust_id, issuer, fingerprint
+        await TrustTeller(sessions, Signer()).greet(session)
+        return line.said
+
+    assert asyncio.run(talk(b"new", b"new CA")) == []
+    assert asyncio.run(talk(b"old", b"new CA")) == [Trust(b"new bundle", 0)]
+    # It has the bundle, but was restarted before it had asked for a certificate.
+    assert asyncio.run(talk(b"new", b"old CA")) == [Trust(b"new bundle", 1_000)]
+    assert asyncio.run(talk(b"", b"", fingerprint=b"")) == [], "in plaintext"

@@ -164,8 +164,9 @@ def test_update_host(store: Store) -> None:
     with store.transaction() as tx:
         hosts.add_hosts(tx, [one], 1)
         stored = hosts.find_hosts(tx, [one.host_id])[one.host_id]
-        hosts.update_host(tx, stored.host, one, two)
-        assert hosts.find_hosts(tx, [one.host_id])[one.host_id] == (stored.host, two)
+        updated = hosts.update_host(tx, stored, two)
+        assert hosts.find_hosts(tx, [one.host_id])[one.host_id] == updated
+        assert (updated.host, updated.record) == (stored.host, two)
 
 
 def test_find_more_hosts_than_fit_into_one_statement(store: Store) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetpulse import convert
@@ -38,11 +38,15 @@ UTF8 = TEXT.filter(lambda text: text.isprintable() or text == "\0")
 @st.composite
 def requests(draw: st.DrawFn) -> pb.StreamRequest:
     """Messages of the right form with any content."""
-    kind = draw(st.sampled_from(["hello", "layout", "facts", "reports", "none"]))
+    kind = draw(st.sampled_from(["hello", "layout", "facts", "reports", "renewal", "none"]))
     message = pb.StreamRequest()
     if kind == "hello":
         hello = convert.encode_hello(HELLO).hello
-        for name in draw(st.sets(st.sampled_from(["hostname", "machine_id", "boot_id", "host_id"]))):
+        for name in draw(
+            st.sets(
+                st.sampled_from(["hostname", "machine_id", "boot_id", "host_id", "instance", "hardware_id"])
+            )
+        ):
             setattr(hello, name, draw(UTF8))
         for name in draw(st.sets(st.sampled_from(["epoch", "interval_ms", "ttl_ms"]))):
             setattr(hello, name, draw(UNSIGNED))
@@ -53,6 +57,8 @@ def requests(draw: st.DrawFn) -> pb.StreamRequest:
             message.layout.checks.add(name=draw(UTF8), instance=draw(UTF8)).measurements.add(name=draw(UTF8))
     elif kind == "facts":
         message.facts.facts.update(draw(st.dictionaries(UTF8, UTF8, max_size=5)))
+    elif kind == "renewal":
+        message.certificate_request.csr = draw(st.binary(max_size=8))
     elif kind == "reports":
         message.reports.SetInParent()
         for seq in draw(st.lists(UNSIGNED, max_size=4)):
@@ -86,6 +92,7 @@ def decode_all(data: bytes) -> None:
         (pb.Hello, convert.decode_hello),
         (pb.Layout, convert.decode_layout),
         (pb.Facts, convert.decode_facts),
+        (pb.CertificateRequest, convert.decode_certificate_request),
         (pb.ReportBatch, lambda message: convert.decode_batch(message, LAYOUTS, 200)),
         (pb.StreamResponse, convert.decode_response),
     ):
@@ -153,7 +160,7 @@ def test_a_server_fed_with_anything_goes_on_serving(sqlite_site: Site) -> None:
     site.agent("good", interval="200ms")
     ended: set[grpc.StatusCode] = set()
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=40)
     @given(
         st.booleans(), st.lists(mutated() | requests().map(pb.StreamRequest.SerializeToString), max_size=6)
     )

@@ -1,0 +1,636 @@
+"""How machines become hosts: over real TLS, on both kinds of database."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+import ssl
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from collector.config import Identity
+from collector.core.identity import Bearer, RenewalRefused
+from collector.core.peer import address_of
+from collector.identity.attempts import Attempts
+from collector.identity.clerk import Busy, Clerk
+from collector.identity.keyring import Keyring
+from collector.identity.tokens import make_token
+from collector.store.certificates import (
+    CertificateRow,
+    add_certificate,
+    load_certificates,
+    lock_certificates,
+    revoke_host,
+)
+from collector.store.conflicts import ConflictRow, load_conflicts, save_conflict
+from collector.store.dialect import SeenRow
+from collector.store.errors import StoreConflict
+from collector.store.hosts import StoredHost, add_hosts, find_hosts, remove_host
+from collector.store.schema import upgrade
+from collector.store.statuses import load_statuses, write_seen
+from collector.store.store import Store, Transaction, open_store
+from fleetpulse.enrolment import EnrolRequest, enroll, fetch_trust, urn_of
+from tests.collector.enrolment_site import EnrolmentSite, application, csr, refusal
+from tests.collector.fleet import record
+from tests.processes import wait_until
+
+MINUTE = 60_000
+
+
+def own_ca(folder: Path) -> Identity:
+    return Identity(dir=folder / "identity")
+
+
+@pytest.fixture
+def site(store: Store, tmp_path: Path) -> Iterator[EnrolmentSite]:
+    with EnrolmentSite(store, own_ca(tmp_path)) as site:
+        yield site
+
+
+@pytest.fixture
+def sqlite_store(tmp_path: Path) -> Iterator[Store]:
+    store = open_store(f"sqlite:///{tmp_path}/fleet.db", pool_size=4, create=True)
+    upgrade(store, lambda: 0)
+    yield store
+    store.close()
+
+
+def stored(site: EnrolmentSite, host_id: str) -> StoredHost:
+    with site.store.transaction(write=False) as tx:
+        return find_hosts(tx, [host_id])[host_id]
+
+
+def known(site: EnrolmentSite, *, seen_ago: int | None = None, **changes: object) -> StoredHost:
+    """A record that is there already, and reported so many milliseconds ago, if ever."""
+    there = record(**{"hardware_id": "hardware", **changes})  # type: ignore[arg-type]
+    with site.store.transaction() as tx:
+        add_hosts(tx, [there], site.now)
+    found = stored(site, there.host_id)
+    if seen_ago is not None:
+        with site.store.transaction() as tx:
+            write_seen(tx, [SeenRow(found.host, 0, 7, 3, site.now - seen_ago, site.now, 0)])
+    return found
+
+
+def certificates(site: EnrolmentSite, host: int) -> list[CertificateRow]:
+    with site.store.transaction(write=False) as tx:
+        return load_certificates(tx, [host]).get(host, [])
+
+
+def fingerprint(chain: bytes) -> bytes:
+    return x509.load_pem_x509_certificates(chain)[0].fingerprint(hashes.SHA256())
+
+
+# --- becoming a host ---
+
+
+def test_a_machine_becomes_a_host(site: EnrolmentSite) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = application(site.token(groups=("web", "rack 3")), hostname="Web-1", csr=csr(key))
+    enrolled = site.enroll(request)
+    assert (enrolled.name, enrolled.ca_bundle) == ("Web-1", site.keyring.current.bundle)
+    certificate = x509.load_pem_x509_certificates(enrolled.chain)[0]
+    assert certificate.public_key() == key.public_key()
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == [urn_of(request.host_id)]
+    found = stored(site, request.host_id)
+    assert (found.name, found.assigned) == ("Web-1", ("rack 3", "web"))
+    assert found.record.groups == ("rack 3", "web")
+    assert (found.record.address, found.record.interval, found.record.ttl) == ("127.0.0.1", 15_000, 45_000)
+    assert (found.record.machine_id, found.record.hardware_id) == ("machine", "hardware")
+    [row] = certificates(site, found.host)
+    assert row.fingerprint == fingerprint(enrolled.chain)
+    assert row.issuer == site.keyring.current.server_issuer_fingerprint
+    assert row.is_valid(site.now)
+    [event] = site.events()
+    assert (event.kind, event.host_id, event.hostname) == ("enrolled", request.host_id, "Web-1")
+    assert "from 127.0.0.1" in event.message
+    assert row.fingerprint.hex()[:16] in event.message
+    assert site.counts == {"enrolled": 1}
+
+
+def test_the_ca_bundle_is_public(site: EnrolmentSite) -> None:
+    with site.channel() as channel:
+        assert fetch_trust(channel, 10) == site.keyring.current.bundle
+
+
+def test_only_so_many_get_in_at_once(site: EnrolmentSite) -> None:
+    token = site.token(uses=10)
+
+    def attempt(number: int) -> str:
+        try:
+            site.enroll(application(token, hostname=f"web-{number}"))
+        except grpc.RpcError as error:
+            return str(error.details())  # type: ignore[attr-defined]
+        return "in"
+
+    with ThreadPoolExecutor(20) as threads:
+        answers = list(threads.map(attempt, range(20)))
+    assert answers.count("in") == 10
+    assert sum("used up" in answer for answer in answers) == 10
+    assert site.query("SELECT COUNT(*) FROM host") == [(10,)]
+    assert site.query("SELECT COUNT(*) FROM certificate") == [(10,)]
+    assert site.counts == {"enrolled": 10, "enrolment_refused": 10}
+
+
+def test_two_machines_with_one_uuid_at_once_become_one_host(site: EnrolmentSite) -> None:
+    token, host_id = site.token(uses=2), str(uuid.uuid4())
+    requests = [application(token, host_id=host_id, hostname=name) for name in ("one", "two")]
+
+    def attempt(request: EnrolRequest) -> str:
+        try:
+            return site.enroll(request).name
+        except grpc.RpcError as error:
+            return str(error.code().name)  # type: ignore[attr-defined]
+
+    with ThreadPoolExecutor(2) as threads:
+        answers = set(threads.map(attempt, requests))
+    assert "ALREADY_EXISTS" in answers
+    assert len(answers) == 2
+    assert site.query("SELECT uses_left FROM enrolment_token") == [(1,)]
+
+
+# --- refusals ---
+
+Prepare = Callable[[EnrolmentSite], EnrolRequest]
+
+
+def malformed_csr(site: EnrolmentSite) -> EnrolRequest:
+    return application(site.token(), csr=b"\x30\x03\x02\x01\x00")
+
+
+def weak_csr(site: EnrolmentSite) -> EnrolRequest:
+    return application(site.token(), csr=csr(ec.generate_private_key(ec.SECP192R1())))
+
+
+def tampered_csr(site: EnrolmentSite) -> EnrolRequest:
+    request = csr()
+    return application(site.token(), csr=request[:-1] + bytes([request[-1] ^ 1]))
+
+
+def expired(site: EnrolmentSite) -> EnrolRequest:
+    return application(site.token(expires_at=site.now - 90_000))
+
+
+def used_up(site: EnrolmentSite) -> EnrolRequest:
+    token = site.token(uses=2)
+    for number in range(2):
+        site.enroll(application(token, hostname=f"web-{number}"))
+    return application(token)
+
+
+def known_uuid(site: EnrolmentSite) -> EnrolRequest:
+    return application(site.token(), host_id=known(site, hostname="db-7").record.host_id)
+
+
+def known_uuid_of_another(site: EnrolmentSite) -> EnrolRequest:
+    one, other = known(site, hostname="one"), known(site, hostname="other")
+    return application(
+        site.token(hostname="one", host=one.host), hostname="one", host_id=other.record.host_id
+    )
+
+
+def alive_elsewhere(site: EnrolmentSite) -> EnrolRequest:
+    there = known(site, hostname="web-1", hardware_id="that", seen_ago=59_000)
+    return application(site.token(hostname="web-1", host=there.host), hardware_id="this")
+
+
+REFUSALS: list[tuple[Prepare, str, list[str]]] = [
+    (lambda _: application("hunter2"), "UNAUTHENTICATED", ["this is no token", "fpt_"]),
+    (lambda _: application("fpt_" + "a" * 43), "UNAUTHENTICATED", ["not known here", "token create"]),
+    (expired, "UNAUTHENTICATED", ["expired 90 s ago", "token create"]),
+    (used_up, "UNAUTHENTICATED", ["good for 2 uses", "used up"]),
+    (
+        lambda site: application(site.token(hostname="web-2")),
+        "PERMISSION_DENIED",
+        ["for web-2", "called web-1", "token create --host web-1"],
+    ),
+    (known_uuid, "ALREADY_EXISTS", ["known as db-7", "token create --host db-7", "--new-identity"]),
+    (known_uuid_of_another, "ALREADY_EXISTS", ["known as other", "rebind one other"]),
+    (alive_elsewhere, "ALREADY_EXISTS", ["alive on another machine at 192.0.2.7", "60 s later"]),
+    (malformed_csr, "INVALID_ARGUMENT", ["certificate request"]),
+    (weak_csr, "INVALID_ARGUMENT", ["P-256"]),
+    (tampered_csr, "INVALID_ARGUMENT", ["not signed with its own key"]),
+]
+
+
+@pytest.mark.parametrize(("prepare", "status", "words"), REFUSALS)
+def test_each_refusal_says_why(
+    site: EnrolmentSite, capsys: pytest.CaptureFixture[str], prepare: Prepare, status: str, words: list[str]
+) -> None:
+    request = prepare(site)
+    before = site.query("SELECT SUM(uses_left) FROM enrolment_token")
+    hosts = site.query("SELECT COUNT(*) FROM host")
+    said, text = refusal(lambda: site.enroll(request))
+    assert said == status
+    for word in words:
+        assert word in text
+    logged = capsys.readouterr().out
+    assert "enrolment refused" in logged
+    for said_anywhere in (text, logged, repr(request)):
+        assert request.token not in said_anywhere
+    [event] = site.events("enrolment-refused")
+    assert (event.host_id, event.hostname) == (None, request.hostname)
+    assert event.message == f"{text} (from 127.0.0.1)"
+    assert site.counts["enrolment_refused"] == 1
+    # It cost nothing: no use of a token, no record, no certificate.
+    assert site.query("SELECT SUM(uses_left) FROM enrolment_token") == before
+    assert site.query("SELECT COUNT(*) FROM host") == hosts
+    assert site.query("SELECT COUNT(*) FROM certificate") == [(site.counts["enrolled"],)]
+
+
+RAW = "/fleetpulse.v1.EnrolmentService/Enroll"
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=200))
+def test_bytes_that_make_no_sense_are_refused_and_counted(sqlite_site: EnrolmentSite, data: bytes) -> None:
+    counted = sqlite_site.counts["enrolment_refused"]
+    with sqlite_site.channel() as channel:
+        status, text = refusal(lambda: channel.unary_unary(RAW)(data, timeout=20))
+    assert status == "INVALID_ARGUMENT"
+    assert "not an enrolment" in text
+    assert sqlite_site.counts["enrolment_refused"] == counted + 1
+
+
+@pytest.fixture
+def sqlite_site(sqlite_store: Store, tmp_path: Path) -> Iterator[EnrolmentSite]:
+    with EnrolmentSite(sqlite_store, own_ca(tmp_path), rate=100_000) as site:
+        yield site
+
+
+def test_large_messages_and_other_calls_are_refused(sqlite_site: EnrolmentSite) -> None:
+    with sqlite_site.channel() as channel:
+        assert refusal(lambda: channel.unary_unary(RAW)(bytes(40_000), timeout=20))[0] == "RESOURCE_EXHAUSTED"
+        for call in ("/fleetpulse.v1.IngestService/Stream", "/grpc.health.v1.Health/Check"):
+            method = channel.unary_unary(call)
+            assert refusal(lambda method=method: method(b"", timeout=20))[0] == "UNIMPLEMENTED"  # type: ignore[misc]
+
+
+def test_a_flood_of_refusals_leaves_few_events(sqlite_site: EnrolmentSite) -> None:
+    with sqlite_site.channel() as channel:
+        for _ in range(40):
+            refusal(lambda: enroll(channel, application("nonsense"), 20))
+    assert sqlite_site.counts["enrolment_refused"] == 40
+    assert 10 <= len(sqlite_site.events("enrolment-refused")) < 15
+
+
+def test_who_is_refused_too_often_has_to_wait(sqlite_store: Store, tmp_path: Path) -> None:
+    with EnrolmentSite(sqlite_store, own_ca(tmp_path), rate=6) as site, site.channel() as channel:
+        token = site.token(uses=30)
+        for number in range(20):  # successes cost nothing
+            enroll(channel, application(token, hostname=f"web-{number}"), 20)
+        answers = [refusal(lambda: enroll(channel, application("nonsense"), 20)) for _ in range(20)]
+        assert [status for status, _ in answers] == ["UNAUTHENTICATED"] * 13 + ["RESOURCE_EXHAUSTED"] * 7
+        assert "too many refused attempts from 127.0.0.1; try again in 10 s" in answers[-1][1]
+        assert refusal(lambda: enroll(channel, application(token), 20))[0] == "RESOURCE_EXHAUSTED"
+        assert refusal(lambda: channel.unary_unary(RAW)(b"?", timeout=20))[0] == "RESOURCE_EXHAUSTED"
+        assert site.counts == {"enrolled": 20, "enrolment_refused": 13, "enrolment_limited": 9}
+        assert any("too many" in event.message for event in site.events("enrolment-refused"))
+
+
+def test_refusals_are_counted_by_address() -> None:
+    now = 0.0
+    attempts = Attempts(60, lambda: now)
+    for _ in range(121):
+        attempts.note("192.0.2.1")
+    assert attempts.wait("192.0.2.1") == pytest.approx(1)
+    assert attempts.wait("::ffff:192.0.2.1") == pytest.approx(1)
+    assert attempts.wait("192.0.2.2") == 0
+    for number in range(121):
+        attempts.note(f"2001:db8::{number:x}")
+    assert attempts.wait("2001:db8::ffff:1") == pytest.approx(1)  # the same network, so perhaps one machine
+    assert attempts.wait("2001:db8:0:1::1") == 0
+    now = 2
+    assert attempts.wait("192.0.2.1") == 0
+
+
+def test_what_is_not_told_is_told_with_the_next() -> None:
+    now = 0.0
+    attempts = Attempts(60, lambda: now)
+    told = [attempts.tell("used_token") for _ in range(14)]
+    assert told == [0] * 10 + [None] * 4
+    assert attempts.tell("malformed") == 0
+    now = 10
+    assert attempts.tell("used_token") == 4
+
+
+def test_addresses() -> None:
+    assert address_of("ipv4:192.0.2.1:4711") == "192.0.2.1"
+    assert address_of("ipv6:%5B2001:db8::1%5D:4711") == "2001:db8::1"
+    assert address_of("unix:/run/x") == "unix"
+    assert address_of("") == ""
+
+
+def test_without_a_ca_key_nobody_enrols(sqlite_store: Store, tmp_path: Path) -> None:
+    """As on a second collector, which has the site's certificate for itself and only the CA's bundle."""
+    first = Keyring(own_ca(tmp_path), lambda: ["127.0.0.1"])
+    first.open()
+    second = tmp_path / "second"
+    second.mkdir(0o700)
+    shutil.copy(first.places.bundle_path, second / "ca.pem")
+    with EnrolmentSite(
+        sqlite_store,
+        Identity(dir=second, certificate=first.places.certificate_path, key=first.places.key_path),
+    ) as site:
+        status, text = refusal(lambda: site.enroll(application(site.token())))
+        assert (status, "no CA key" in text) == ("FAILED_PRECONDITION", True)
+        assert site.desk.trust.issuer == b""
+        with pytest.raises(RenewalRefused, match="no CA key"):
+            site.run(site.desk.renew(Bearer(1, str(uuid.uuid4()), "x", b"f"), csr()))
+
+
+def test_a_database_that_is_away(tmp_path: Path) -> None:
+    with (
+        closing(open_store("mysql://nobody@127.0.0.1:1/none", pool_size=1)) as store,
+        EnrolmentSite(store, own_ca(tmp_path)) as site,
+    ):
+        status, text = refusal(lambda: site.enroll(application(make_token())))
+        assert status == "UNAVAILABLE"
+        assert "cannot reach its database; try again" in text
+        assert not site.counts
+        # What makes no sense is refused without the database, too.
+        assert refusal(lambda: site.enroll(application("nonsense")))[0] == "UNAUTHENTICATED"
+
+
+# --- taking over a record ---
+
+
+def test_a_token_for_a_known_host_gives_its_record_to_the_machine(site: EnrolmentSite) -> None:
+    there = known(site, hostname="web-1", machine_id="before", seen_ago=2 * MINUTE)
+    with site.store.transaction() as tx:
+        save_conflict(tx, ConflictRow(there.host, b"p" * 16, "web-1", "a", "m", "h", "b", "i", 1, 1))
+        before = load_statuses(tx, [there.host])[there.host]
+    first = site.enroll(application(site.token(host=there.host), machine_id="between"))
+    request = application(site.token(hostname="WEB-1", host=there.host, groups=("new",)), machine_id="after")
+    enrolled = site.enroll(request)
+    assert enrolled.name == "web-1"
+    found = stored(site, request.host_id)
+    assert (found.host, found.assigned) == (there.host, ("new",))
+    assert (found.record.machine_id, found.record.boot_id, found.record.collector) == ("after", "", "")
+    rows = {row.fingerprint: row for row in certificates(site, there.host)}
+    assert rows[fingerprint(enrolled.chain)].revoked_at is None
+    assert rows[fingerprint(first.chain)].revoked_at is not None
+    with site.store.transaction(write=False) as tx:
+        assert load_conflicts(tx) == {}
+        after = load_statuses(tx, [there.host])[there.host]
+    assert (after.status.epoch, after.status.seq) == (0, 0)
+    assert after.status.received_at == before.status.received_at
+    assert after.version > before.version  # what another collector remembers of the host is old now
+    assert [event.kind for event in site.events()] == ["enrolled", "enrolled"]
+
+
+def test_a_host_enrols_again_as_itself(site: EnrolmentSite) -> None:
+    request = application(site.token())
+    first = site.enroll(request)
+    host = stored(site, request.host_id).host
+    with site.store.transaction() as tx:
+        write_seen(tx, [SeenRow(host, 0, 7, 3, site.now - 1, site.now, 0)])  # alive, and the same machine
+        revoke_host(tx, host, site.now)
+    again = application(site.token(hostname="web-1", host=host), host_id=request.host_id)
+    second = site.enroll(again)
+    rows = {row.fingerprint: row.revoked_at is None for row in certificates(site, host)}
+    assert rows == {fingerprint(first.chain): False, fingerprint(second.chain): True}
+    with site.store.transaction(write=False) as tx:
+        status = load_statuses(tx, [host])[host].status
+    assert (status.epoch, status.seq) == (7, 3)  # its agent goes on counting where it was
+
+
+def test_a_renamed_record_is_known_by_both_names(site: EnrolmentSite) -> None:
+    there = known(site, hostname="web-1")
+    with site.store.transaction() as tx:
+        tx.execute("UPDATE host SET hostname = 'lab-3', own_name = 'web-1'")
+    assert site.enroll(application(site.token(hostname="lab-3", host=there.host))).name == "lab-3"
+    assert site.enroll(application(site.token(hostname="lab-3", host=there.host), hostname="LAB-3"))
+    refused = application(site.token(hostname="lab-3", host=there.host), hostname="web-2")
+    assert refusal(lambda: site.enroll(refused))[0] == "PERMISSION_DENIED"
+
+
+def test_a_removed_host_enrols_again_with_its_uuid(site: EnrolmentSite) -> None:
+    request = application(site.token(uses=2))
+    site.enroll(request)
+    host = stored(site, request.host_id).host
+    with site.store.transaction() as tx:
+        assert remove_host(tx, host)
+    assert site.query("SELECT COUNT(*) FROM certificate") == [(0,)]
+    site.enroll(request)
+    assert len(certificates(site, stored(site, request.host_id).host)) == 1
+
+
+# --- renewal ---
+
+
+def test_a_host_renews(site: EnrolmentSite) -> None:
+    request = application(site.token())
+    first = site.enroll(request)
+    bearer = Bearer(stored(site, request.host_id).host, request.host_id, "web-1", fingerprint(first.chain))
+    key = ec.generate_private_key(ec.SECP256R1())
+    chain = site.run(site.desk.renew(bearer, csr(key)))
+    certificate = x509.load_pem_x509_certificates(chain)[0]
+    assert certificate.public_key() == key.public_key()
+    assert fingerprint(chain) in {row.fingerprint for row in certificates(site, bearer.host)}
+    [event] = site.events("renewed")
+    assert (event.host_id, event.hostname) == (request.host_id, "web-1")
+    assert fingerprint(chain).hex()[:16] in event.message
+
+
+def test_who_may_not_renew(site: EnrolmentSite) -> None:
+    request = application(site.token())
+    first = site.enroll(request)
+    bearer = Bearer(stored(site, request.host_id).host, request.host_id, "web-1", fingerprint(first.chain))
+
+    def refused(bearer: Bearer, wanted: bytes) -> str:
+        with pytest.raises(RenewalRefused) as error:
+            site.run(site.desk.renew(bearer, wanted))
+        return str(error.value)
+
+    assert "not known here" in refused(bearer._replace(host_id=str(uuid.uuid4())), csr())
+    assert "not known here" in refused(bearer._replace(host=bearer.host + 1), csr())
+    assert "certificate request" in refused(bearer, b"nonsense")
+    for _ in range(15):
+        site.run(site.desk.renew(bearer, csr()))
+    assert "16 certificates" in refused(bearer, csr())
+    with site.store.transaction() as tx:
+        revoke_host(tx, bearer.host, site.now)
+    assert "not valid any more" in refused(bearer, csr())
+
+
+def test_a_revoked_certificate_is_not_renewed_beside_a_newer_one(site: EnrolmentSite) -> None:
+    """Between the revocation and the end of its stream, a thief must not get the host's next certificate."""
+    request = application(site.token())
+    stolen = fingerprint(site.enroll(request).chain)
+    host = stored(site, request.host_id).host
+    token = site.token(hostname="web-1", host=host)
+    second = site.enroll(application(token, host_id=request.host_id))
+    thief = Bearer(host, request.host_id, "web-1", stolen)
+    with pytest.raises(RenewalRefused, match="not valid any more"):
+        site.run(site.desk.renew(thief, csr()))
+    assert site.run(site.desk.renew(thief._replace(fingerprint=fingerprint(second.chain)), csr()))
+
+
+def test_no_certificate_escapes_a_revocation_that_comes_meanwhile(site: EnrolmentSite) -> None:
+    request = application(site.token())
+    site.enroll(request)
+    host = stored(site, request.host_id).host
+
+    def revoke() -> int:
+        with site.store.transaction() as tx:
+            return revoke_host(tx, host, site.now)
+
+    with ThreadPoolExecutor(1) as threads:
+        with site.store.transaction() as tx:
+            lock_certificates(tx, host)
+            [row] = load_certificates(tx, [host])[host]
+            revoked = threads.submit(revoke)
+            with pytest.raises(TimeoutError):
+                revoked.result(0.3)  # it waits for the renewal that has begun
+            add_certificate(tx, row._replace(fingerprint=b"f" * 32, issued_at=row.issued_at + 1))
+        assert revoked.result(20) == 2
+    assert all(row.revoked_at for row in certificates(site, host))
+
+
+# --- connections that lead nowhere ---
+
+
+def test_nobody_stays_connected(sqlite_site: EnrolmentSite) -> None:
+    """Whatever it does: say nothing, trickle, begin HTTP/2 and idle, or call again and again."""
+    with ThreadPoolExecutor(6) as threads:
+        lasted = {
+            name: threads.submit(how, sqlite_site)
+            for name, how in {
+                "silent": stay_silent,
+                "silent after TLS": lambda site: stay_idle(site, b""),
+                "idle": lambda site: stay_idle(site, HTTP2),
+                "trickling": lambda site: trickle(site, b"", HTTP2),
+                "trickling a request": lambda site: trickle(site, HTTP2, ENDLESS),
+                "calling": keep_calling,
+            }.items()
+        }
+        seconds = {name: future.result() for name, future in lasted.items()}
+    assert all(span < 10 for span in seconds.values()), seconds
+
+
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+ENDLESS = b"\0\x20\0\1\4\0\0\0\1" + bytes(8192)  # HEADERS of a request
+
+
+def connect(site: EnrolmentSite) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", site.port), timeout=20)
+
+
+def over_tls(site: EnrolmentSite) -> ssl.SSLSocket:
+    context = ssl.create_default_context(cadata=site.keyring.current.bundle.decode())
+    context.set_alpn_protocols(["h2"])
+    return context.wrap_socket(connect(site), server_hostname="localhost")
+
+
+def until_closed(connection: socket.socket, began: float) -> float:
+    with connection:
+        try:
+            while connection.recv(4096):
+                pass
+        except ConnectionError:
+            pass
+    return time.monotonic() - began
+
+
+def stay_silent(site: EnrolmentSite) -> float:
+    began = time.monotonic()
+    return until_closed(connect(site), began)
+
+
+def stay_idle(site: EnrolmentSite, opening: bytes) -> float:
+    began = time.monotonic()
+    connection = over_tls(site)
+    connection.sendall(opening)
+    return until_closed(connection, began)
+
+
+def trickle(site: EnrolmentSite, opening: bytes, rest: bytes) -> float:
+    """Send the rest byte by byte."""
+    began = time.monotonic()
+    with over_tls(site) as connection:
+        connection.sendall(opening)
+        connection.settimeout(0.2)
+        for byte in rest:
+            try:
+                connection.sendall(bytes([byte]))
+                while connection.recv(4096):
+                    pass
+                break
+            except TimeoutError:
+                continue
+            except OSError:
+                break
+    return time.monotonic() - began
+
+
+def keep_calling(site: EnrolmentSite) -> float:
+    """How long one connection serves call after call; the channel makes another one then."""
+    with site.channel() as channel:
+        wait_until(lambda: fetch_trust(channel, 5) and len(site.calls) > 1, seconds=25)
+    return max(times[-1] - times[0] for times in site.calls.values())
+
+
+# --- the clerk ---
+
+
+def test_the_queue_is_bounded_and_the_impatient_are_not_served(sqlite_site: EnrolmentSite) -> None:
+    clerk = Clerk(sqlite_site.store, "test", 1)
+    done: list[str] = []
+
+    async def crowd() -> None:
+        begun, hold = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def slow(_: Transaction) -> bool:
+            loop.call_soon_threadsafe(begun.set)
+            return hold.wait(20)
+
+        first = asyncio.create_task(clerk.run(slow))
+        await begun.wait()
+        second = asyncio.create_task(clerk.run(lambda _: done.append("second")))
+        await asyncio.sleep(0)
+        with pytest.raises(Busy, match="busy, try again"):
+            await clerk.run(lambda _: done.append("third"))
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        hold.set()
+        assert await first
+
+    sqlite_site.run(crowd())
+    clerk.close(5)
+    assert done == []
+
+
+def test_conflicts_are_repeated_for_a_while(sqlite_site: EnrolmentSite) -> None:
+    clerk = Clerk(sqlite_site.store, "test", 1)
+    tries: list[int] = []
+
+    def work(_: Transaction) -> str:
+        tries.append(1)
+        if len(tries) < 3:
+            raise StoreConflict("again")
+        return "done"
+
+    def hopeless(_: Transaction) -> None:
+        raise StoreConflict("again")
+
+    assert sqlite_site.run(clerk.run(work)) == "done"
+    with pytest.raises(StoreConflict):
+        sqlite_site.run(clerk.run(hopeless))
+    clerk.close(5)
