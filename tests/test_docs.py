@@ -29,13 +29,13 @@ from collector.core.rules import Rule
 from collector.rules_file import load_rules
 from fleetpulse.config import ConfigError, Duration, Size, leaves
 from fleetpulse.model import CheckKey, CheckLayout, Layout, Measurement
-from tests.mariadb_server import MariadbServer
+from tests.mariadb_server import SERVICE, MariadbServer, documented_privileges
 from tests.processes import running_site, wait_until
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CONFIGURATION, RULES, AGENT = ("configuration.md", "rules.md", "agent.md")
-RELIABILITY = "reliability.md"
+RELIABILITY, SECURITY = "reliability.md", "security.md"
 
 
 def section(document: str, heading: str) -> str:
@@ -191,7 +191,7 @@ def test_every_error_shown_is_the_programs(
         monkeypatch.chdir(tmp_path)
         shown = re.search(r"\b(?:collector|agent|rules)\.toml", message)
         path = Path(shown[0] if shown else "collector.toml")
-        path.write_text(code(setting) + "\n", encoding="utf-8")
+        path.write_text(code(setting).replace("; ", "\n") + "\n", encoding="utf-8")
     load: Callable[[], object]
     if path is not None and path.name == "rules.toml":
         load = partial(load_rules, path)
@@ -210,7 +210,10 @@ def test_the_exit_codes() -> None:
         documented.setdefault(code(program), set()).add(int(status))
     usage = click.UsageError.exit_code
     of_service = {service.EXIT_UNAVAILABLE, service.EXIT_SOFTWARE, service.EXIT_CONFIG}
-    assert documented == {"fleet-collector": {0, usage} | of_service, "fleet-agent": {0, agent_cli.UNKNOWN}}
+    assert documented == {
+        "fleet-collector": {0, usage} | of_service,
+        "fleet-agent": {0, agent_cli.REFUSED, agent_cli.UNKNOWN},
+    }
 
 
 def test_the_keys_of_a_rule() -> None:
@@ -325,16 +328,17 @@ def test_every_log_line_named_is_in_the_agent() -> None:
         assert any(code(line) in source for source in sources), line
 
 
-def test_every_test_that_shows_a_promise_exists() -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / RELIABILITY).read_text(encoding="utf-8"))
-    assert len(named) > 40
+@pytest.mark.parametrize(("document", "least"), [(RELIABILITY, 40), (SECURITY, 20)])
+def test_every_test_that_shows_a_promise_exists(document: str, least: int) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / document).read_text(encoding="utf-8"))
+    assert len(named) > least
     for path, name in named:
         source = (ROOT / path).read_text(encoding="utf-8")
         assert re.search(rf"^(async )?def {name}\(", source, re.MULTILINE), f"{path}::{name}"
 
 
 def test_links_lead_somewhere() -> None:
-    for document in (CONFIGURATION, RULES, AGENT, RELIABILITY):
+    for document in (CONFIGURATION, RULES, AGENT, RELIABILITY, SECURITY):
         text = (DOCS / document).read_text(encoding="utf-8")
         for name, _, anchor in (
             link.partition("#") for link in re.findall(r"]\(([\w.]+(?:#[\w-]+)?)\)", text)
@@ -343,6 +347,12 @@ def test_links_lead_somewhere() -> None:
             headings = re.findall(r"^#+ (.+)$", target, re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
             assert not anchor or anchor in anchors, f"{document}: {name}#{anchor}"
+
+
+def test_the_accounts_shown_get_what_the_security_page_grants() -> None:
+    shown = re.findall(r"^GRANT (.+) ON ", "".join(blocks(CONFIGURATION, "sql")), re.MULTILINE)
+    assert set(shown) <= set(documented_privileges().values())
+    assert documented_privileges()[SERVICE] in shown
 
 
 def test_the_documented_account_is_enough(mariadb: MariadbServer, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -35,7 +36,14 @@ from collector.store.url import SqliteUrl, parse_url
 from fleetpulse.config import ConfigError
 from fleetpulse.model import State
 
+if TYPE_CHECKING:
+    import grpc
+
+    from collector.identity.keyring import Keyring
+    from collector.identity.material import Material
+
 _HEALTH_TIMEOUT = 3.0  # seconds
+_HEALTH_CERTIFICATE = 60  # seconds that the one lives with which the port is asked
 _PROBE = "write_probe"  # the setting that is written to see whether writing works
 
 
@@ -54,15 +62,45 @@ def look_at_rules(config: Config) -> Finding:
     return Finding("rules", State.OK, f"{len(rules.rules)} rules, from {config.rules or 'the built-in file'}")
 
 
-def look_at_port(listen: str) -> Finding:
-    """Whether the collector answers the standard gRPC health check."""
+def look_at_connections(config: Config) -> Iterator[Finding]:
+    """The certificates, if there are to be any, and the port."""
+    if config.tls == "off":
+        yield from look_at_port(config.listen, None)
+        return
+    from collector.identity.key_files import KeyringError
+    from collector.identity.service import create_keyring
+
+    keyring = create_keyring(config)
+    try:
+        yield from look_at_certificates(keyring)
+    except KeyringError as error:
+        yield Finding("certificate", State.CRITICAL, str(error))
+        yield Finding("port", State.UNKNOWN, f"{config.listen} cannot be asked without a certificate")
+    else:
+        yield from look_at_port(config.listen, keyring.current)
+
+
+def look_at_certificates(keyring: Keyring) -> Iterator[Finding]:
+    """Whether certificates and keys can be used, and how long. Raises KeyringError."""
+    from collector.identity.authority import not_after_of, not_before_of
+
+    material, now = keyring.load(), round(_now())
+    ca, server = material.trusted[0], material.server_certificate
+    yield findings.judge_ca(ca.subject.rfc4514_string(), not_after_of(ca), now)
+    yield findings.judge_certificate(
+        not_before_of(server), not_after_of(server), now, is_own=keyring.places.has_own_certificate
+    )
+
+
+def look_at_port(listen: str, material: Material | None) -> Iterator[Finding]:
+    """Whether the collector answers the standard gRPC health check; over TLS if there are certificates."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    from collector.health import PROBLEM_METADATA
+    from collector.health import COUNTS_METADATA, PROBLEM_METADATA
 
-    with grpc.insecure_channel(listen) as channel:
+    with _channel(listen, material) as channel:
         try:
             answer, call = health_pb2_grpc.HealthStub(channel).Check.with_call(
                 health_pb2.HealthCheckRequest(), timeout=_HEALTH_TIMEOUT
@@ -73,11 +111,35 @@ def look_at_port(listen: str) -> Finding:
                 text = f"{listen} answers, but is no collector"
             else:
                 text = f"{listen} does not answer as a collector ({code.name})"
-            return Finding("port", State.CRITICAL, text, "is fleet-collector running there? See: ss -ltnp")
+            yield Finding("port", State.CRITICAL, text, "is fleet-collector running there? See: ss -ltnp")
+            return
+    told = dict(call.trailing_metadata() or ())
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        told = dict(call.trailing_metadata() or ()).get(PROBLEM_METADATA, b"")
-        return findings.judge_refusal(listen, told.decode(errors="replace"))
-    return Finding("port", State.OK, f"{listen} answers and serves")
+        yield findings.judge_refusal(listen, told.get(PROBLEM_METADATA, b"").decode(errors="replace"))
+    else:
+        yield Finding("port", State.OK, f"{listen} answers and serves")
+    yield findings.judge_refused(json.loads(told.get(COUNTS_METADATA, b"{}")))
+
+
+def _channel(listen: str, material: Material | None) -> grpc.Channel:
+    """To the collector on this machine. It knows its own certificate as a client's, too."""
+    import grpc
+
+    from collector.identity.authority import names_of
+
+    if material is None:
+        return grpc.insecure_channel(listen)
+    key, chain = material.server_key, material.server_chain
+    if material.authority is not None:  # the site's may be a server's only
+        key, chain = material.authority.sign_server(("localhost",), round(_now()), _HEALTH_CERTIFICATE)
+    host, _, port = listen.rpartition(":")
+    address = f"127.0.0.1:{port}" if host == "0.0.0.0" else f"[::1]:{port}" if host == "[::]" else listen  # noqa: S104
+    name = next(iter(names_of(material.server_certificate)), "localhost").replace("*", "any")
+    return grpc.secure_channel(
+        address,
+        grpc.ssl_channel_credentials(material.bundle, key, chain),
+        options=[("grpc.ssl_target_name_override", name)],
+    )
 
 
 def look_at_disk(config: Config) -> Iterator[Finding]:
@@ -156,7 +218,7 @@ def diagnose(session: Session) -> Diagnosis:
         found.append(Finding("database", State.CRITICAL, str(error)))
     except OSError as error:
         found.append(Finding("disk", State.UNKNOWN, f"{error.filename}: {error.strerror}"))
-    found.append(look_at_port(config.listen))
+    found += look_at_connections(config)
     return Diagnosis(tuple(found))
 
 
@@ -167,8 +229,9 @@ def command(session: Session, *, as_json: bool) -> int:
     """Check what the collector stands on, and say what to do.
 
     Looks at the configuration and rules, the database (reachable, how fast, schema, takes writes,
-    room for every pool), the collectors' heartbeats, the listening port, clocks and, for SQLite, disk space. Run it
-    on the collector's machine, with its configuration and environment.
+    room for every pool), the collectors' heartbeats, the certificates and keys, the listening port, who was not let
+    in, clocks and, for SQLite, disk space. Run it on the collector's machine, with its configuration and
+    environment, as the collector's user or as root.
 
     \b
     Examples:

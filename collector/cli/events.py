@@ -23,7 +23,15 @@ _OVERLAP = 60_000
 """Milliseconds into the past in which an event can still appear: it carries the time at which its
 transaction began, and a transaction may wait for a lock, or the collectors' clocks differ."""
 
-_BAD_KINDS = {EventKind.SILENT, EventKind.FLEET_SILENT, EventKind.DROPPED, EventKind.REMOVED}
+_STYLES: dict[str, str] = {
+    EventKind.SILENT: "critical",
+    EventKind.FLEET_SILENT: "critical",
+    EventKind.DROPPED: "critical",
+    EventKind.REMOVED: "critical",
+    EventKind.CONFLICT: "critical",
+    EventKind.REVOKED: "warning",
+    EventKind.ENROLMENT_REFUSED: "warning",
+}
 
 
 def event_json(event: StoredEvent) -> dict[str, object]:
@@ -54,15 +62,13 @@ def events_table(events: list[StoredEvent], *, with_host: bool = True) -> Table:
 def event_line(event: StoredEvent) -> Line:
     """An event as one line, for following."""
     at, kind, host, subject, change = _cells(event)
-    kind = Cell(f"{kind.text:<14}", kind.style)
+    kind = Cell(f"{kind.text:<17}", kind.style)
     return line(at, "  ", kind, "  ", host, "  ", subject, "  ", change)
 
 
 def _cells(event: StoredEvent) -> tuple[Cell, ...]:
-    style = ""
-    if event.kind in _BAD_KINDS:
-        style = "critical"
-    elif event.kind == EventKind.STATE and event.new in State.__members__:
+    style = _STYLES.get(event.kind, "")
+    if event.kind == EventKind.STATE and event.new in State.__members__:
         style = event.new.lower()
     change = f"{event.old or '-'} -> {event.new or '-'}" if event.old or event.new else ""
     if event.message:
@@ -170,7 +176,7 @@ def command(
     interval: int,
     as_json: bool,
 ) -> int:
-    """Show what changed, the latest last: states, facts, reboots, silence.
+    """Show what changed, the latest last: states, facts, reboots, silence, who may speak.
 
     The events of a removed host are found by its whole name.
 

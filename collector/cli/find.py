@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from collector.cli.session import CliError
 from collector.core.render import listed
 from collector.store import reading
@@ -19,8 +21,27 @@ def find_host(tx: Transaction, name: str, *, exactly: bool = False) -> HostLine:
         found = reading.find_prefixed(tx, name)
     if len(found) == 1:
         return found[0]
-    if not found:
-        hint = "give a whole hostname or UUID" if exactly else "see: collector-cli hosts"
-        raise CliError(f"no host {name!r}; {hint}")
+    raise ambiguous(name, found) if found else no_such_host(name, exactly=exactly)
+
+
+def find_hosts(tx: Transaction, names: Sequence[str]) -> list[HostLine]:
+    """The hosts with exactly these hostnames or UUIDs, each once, by their numbers. Raises CliError."""
+    found = {host.host: host for host in (find_host(tx, name, exactly=True) for name in names)}
+    return [found[host] for host in sorted(found)]
+
+
+def describe(host: HostLine) -> str:
+    """A host by all that tells it from others."""
+    return f"{host.hostname} ({host.host_id}, {host.address or 'no address yet'})"
+
+
+def ambiguous(name: str, found: Sequence[HostLine]) -> CliError:
+    """More than one host may be meant."""
     candidates = listed([f"{host.hostname} ({host.host_id})" for host in found])
-    raise CliError(f"{name!r} may be any of {len(found)} hosts: {candidates}")
+    return CliError(f"{name!r} may be any of {len(found)} hosts: {candidates}")
+
+
+def no_such_host(name: str, *, exactly: bool) -> CliError:
+    """No host is meant."""
+    hint = "give a whole hostname or UUID" if exactly else "see: collector-cli hosts"
+    return CliError(f"no host {name!r}; {hint}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,20 @@ from collector.store.collectors import CollectorRow, Listening
 from fleetpulse.model import State
 
 _SLOW = 1_000
+_DAY = 86_400_000
+_CA_NOTICE = 30 * _DAY  # as long as it may take until the last host has a certificate of the next CA
+
+_REFUSED = {
+    "unauthenticated": "connections without an accepted certificate",
+    "unknown_certificate": "streams with one that is not known here",
+    "revoked": "with a revoked one",
+    "wrong_host": "with one of another host",
+    "conflict": "of machines whose identity another one has",
+    "enrolment_refused": "attempts to enrol",
+    "enrolment_limited": "attempts to enrol that came too fast",
+}
+"""What a collector counts of those that it does not let in; docs/configuration.md explains each."""
+
 _CLOCK_DIFFERENCE = 2_000
 _MIB = 1 << 20
 
@@ -93,6 +107,36 @@ def judge_refusal(listen: str, problem: str) -> Finding:
         return Finding("port", State.CRITICAL, f"{listen} answers, but does not serve: {problem}")
     text = f"{listen} answers, but does not serve"
     return Finding("port", State.CRITICAL, text, "it is stopping; look at its log")
+
+
+def judge_refused(counts: Mapping[str, int]) -> Finding:
+    """Who tried to get in and did not. It is no fault of the house that somebody knocks."""
+    told = [f"{counts[kind]} {text}" for kind, text in _REFUSED.items() if counts.get(kind)]
+    return Finding("refused", State.OK, f"since it started: {'; '.join(told) or 'nobody'}")
+
+
+def judge_ca(name: str, not_after: int, now: int) -> Finding:
+    """Whether the CA that signs lives long enough."""
+    text = f"{name} signs for {duration(not_after - now)} more"
+    if not_after - now < _CA_NOTICE:
+        return Finding("ca", State.WARNING, text, "run: collector-cli ca rotate")
+    return Finding("ca", State.OK, text)
+
+
+def judge_certificate(not_before: int, not_after: int, now: int, *, is_own: bool) -> Finding:
+    """Whether the collector's certificate is renewed in time: ours at two thirds of its life, by itself."""
+    left = not_after - now
+    text = f"valid for {duration(left)} more" if left > 0 else f"expired {duration(-left)} ago"
+    advice = (
+        "fleet-collector renews it by itself: see its log, and run collector-cli ca init"
+        if is_own
+        else "put a newer one in its place; no restart is needed"
+    )
+    if left <= 0:
+        return Finding("certificate", State.CRITICAL, text, advice)
+    if left < (not_after - not_before) * 0.3:
+        return Finding("certificate", State.WARNING, text, advice)
+    return Finding("certificate", State.OK, text)
 
 
 def judge_pool(

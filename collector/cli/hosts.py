@@ -14,7 +14,9 @@ from collector.cli.times import utc
 from collector.core.render import count, duration
 from collector.core.silence import Presence
 from collector.store import reading
+from collector.store.certificates import CertificateRow
 from collector.store.collectors import Listening, load_listening
+from collector.store.conflicts import load_conflicts
 from collector.store.reading import HostLine
 from collector.store.store import Transaction
 from fleetpulse.model import State
@@ -29,13 +31,18 @@ _PRESENCE_STYLES = {
 
 @dataclass(frozen=True)
 class Hosts:
-    """Hosts by name; `states` holds the worst check state of those that ever reported."""
+    """Hosts by name; `states` holds the worst check state of those that ever reported.
+
+    `certificates` is read only where it is shown.
+    """
 
     listening: Listening
     hosts: tuple[HostLine, ...]
     matching: int
     states: Mapping[int, State]
     groups: Mapping[int, tuple[str, ...]]
+    in_conflict: frozenset[int]
+    certificates: Mapping[int, CertificateRow]
 
     @property
     def state(self) -> State:
@@ -75,6 +82,8 @@ class Hosts:
                     "ttl_seconds": host.ttl / 1000,
                     "groups": self.groups.get(host.host, ()),
                     "added_at": utc(host.added_at),
+                    "in_conflict": host.host in self.in_conflict,
+                    **_certificate_json(self.certificates.get(host.host)),
                 }
                 for host in self.hosts
             ],
@@ -85,7 +94,7 @@ class Hosts:
         heard = f"{duration(self.listening.now - host.received_at)} ago" if host.received_at else "never"
         return (
             Cell(host.hostname, "strong"),
-            Cell(presence.value, _PRESENCE_STYLES[presence]),
+            self._presence_cell(host, presence),
             state_cell(self.states.get(host.host)),
             Cell(heard),
             Cell(host.address or "-"),
@@ -95,6 +104,19 @@ class Hosts:
             Cell(",".join(self.groups.get(host.host, ())) or "-"),
         )
 
+    def _presence_cell(self, host: HostLine, presence: Presence) -> Cell:
+        style = _PRESENCE_STYLES[presence]
+        if host.host not in self.in_conflict:
+            return Cell(presence.value, style)
+        return Cell(f"{presence.value},conflict", style if style == "critical" else "warning")
+
+
+def _certificate_json(certificate: CertificateRow | None) -> dict[str, object]:
+    return {
+        "certificate_expires_at": utc(certificate.not_after) if certificate else None,
+        "certificate_issuer": certificate.issuer.hex() if certificate else None,
+    }
+
 
 def list_hosts(
     tx: Transaction,
@@ -102,11 +124,17 @@ def list_hosts(
     wanted_states: tuple[State, ...],
     wanted_presences: tuple[Presence, ...],
     limit: int | None,
+    *,
+    only_conflicts: bool = False,
+    with_certificates: bool = False,
 ) -> Hosts:
     """The hosts that match, by name."""
     require_groups(tx, groups)
     listening = load_listening(tx)
+    in_conflict = frozenset(load_conflicts(tx))
     hosts = reading.load_hosts(tx, groups)
+    if only_conflicts:
+        hosts = [host for host in hosts if host.host in in_conflict]
     counts = reading.load_check_counts(tx, [host.host for host in hosts])
     states = {
         host.host: counts[host.host].worst if host.host in counts else State.OK
@@ -120,8 +148,15 @@ def list_hosts(
         and (not wanted_presences or host.presence(listening) in wanted_presences)
     ]
     shown = tuple(matching[:limit])
+    numbers = [host.host for host in shown]
     return Hosts(
-        listening, shown, len(matching), states, reading.load_groups(tx, [host.host for host in shown])
+        listening,
+        shown,
+        len(matching),
+        states,
+        reading.load_groups(tx, numbers),
+        in_conflict,
+        reading.load_current_certificates(tx, numbers) if with_certificates else {},
     )
 
 
@@ -141,6 +176,7 @@ def list_hosts(
     type=click.Choice([presence.value for presence in Presence]),
     help="Only hosts of this presence; may be repeated.",
 )
+@click.option("--conflict", is_flag=True, help="Only hosts that another machine claims to be.")
 @click.option("--limit", type=click.IntRange(1), help="At most this many hosts. [default: all]")
 @options.json_option
 @click.pass_obj
@@ -151,6 +187,7 @@ def command(
     presences: tuple[str, ...],
     limit: int | None,
     *,
+    conflict: bool,
     as_json: bool,
 ) -> int:
     """List every host: its presence, its worst check, when it was heard, its address and version.
@@ -172,5 +209,7 @@ def command(
             tuple(State[state.upper()] for state in states),
             tuple(Presence(presence) for presence in presences),
             limit,
+            only_conflicts=conflict,
+            with_certificates=as_json,
         )
     return session.answer(found, as_json=as_json)

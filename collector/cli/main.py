@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -19,7 +20,12 @@ COMMANDS = {
     "hosts": ("collector.cli.hosts", "Every host."),
     "show": ("collector.cli.show", "All that is known of one host."),
     "events": ("collector.cli.events", "What changed."),
+    "token": ("collector.cli.token", "Let machines enroll: make, list or revoke tokens."),
+    "rename": ("collector.cli.rename", "Call a host something else."),
+    "rebind": ("collector.cli.rebind", "Let a re-imaged machine go on with its history."),
+    "revoke": ("collector.cli.revoke", "Accept a host's certificate no more."),
     "remove": ("collector.cli.remove", "Forget hosts that are gone for good."),
+    "ca": ("collector.cli.ca", "Make, show or change the CA that signs certificates."),
     "db": ("collector.cli.db", "Upgrade or check the database's schema."),
     "doctor": ("collector.cli.doctor", "Is the collector's own house in order?"),
 }
@@ -108,7 +114,7 @@ def run(arguments: list[str]) -> int:
     try:
         status = cli.main(arguments, prog_name="collector-cli", standalone_mode=False)
     except click.UsageError as error:
-        error.show()
+        _show(error)
         return EXIT_UNKNOWN
     except click.ClickException as error:
         return _fail(error.message)
@@ -124,6 +130,15 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from fleetpulse.config import ConfigError
 
     return StoreError, ConfigError
+
+
+def _show(error: click.UsageError) -> None:
+    """As click does, but harmless: what was typed may be what a host calls itself."""
+    from collector.core.render import escape
+
+    text = io.StringIO()
+    error.show(text)
+    click.echo("\n".join(map(escape, text.getvalue().split("\n"))), err=True, nl=False)
 
 
 def _fail(message: str) -> int:

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
-from collector.cli.find import find_host
+from collector.cli.change import ask, change, yes_option
+from collector.cli.find import describe, find_hosts
 from collector.cli.output import line
-from collector.cli.session import CliError, Session
-from collector.core.render import count, escape
+from collector.cli.session import Session
+from collector.core.render import count
 from collector.core.status import Event, EventKind
-from collector.store.collectors import load_listening
-from collector.store.errors import StoreConflict
 from collector.store.hosts import remove_host
 from collector.store.reading import HostLine
 from collector.store.statuses import write_events
-from collector.store.store import Store
+from collector.store.store import Transaction
 from fleetpulse.model import State
-
-_TRIES = 5  # a collector that writes the same host at that moment wins once, not for ever
 
 
 @click.command("remove")
 @click.argument("names", nargs=-1, required=True, metavar="HOST...")
-@click.option("--yes", is_flag=True, help="Do not ask. Needed when nobody is at a terminal to be asked.")
+@yes_option
 @click.pass_obj
 def command(session: Session, names: tuple[str, ...], *, yes: bool) -> int:
     """Delete hosts, by whole hostname or UUID, and all that is stored of them but their events.
 
-    An agent that still runs on such a host brings it back with its next report: stop it first. All
-    of the hosts are removed, or none.
+    Their certificates are not accepted any more: an agent that still runs is refused until it is
+    enrolled again. Without TLS it brings its host back with its next report: stop it first. All of
+    the hosts are removed, or none.
 
     \b
     Examples:
@@ -41,39 +37,18 @@ def command(session: Session, names: tuple[str, ...], *, yes: bool) -> int:
     """
     with session.store() as store:
         with store.transaction(write=False) as tx:
-            found = {host.host: host for host in (find_host(tx, name, exactly=True) for name in names)}
-        hosts = list(found.values())
+            hosts = find_hosts(tx, names)
         if not yes:
-            _ask(hosts)
-        for host in _remove(store, hosts):
+            ask(f"Remove {count(len(hosts), 'host')}?", map(describe, hosts))
+        for host in change(store, lambda tx, now: _remove(tx, hosts, now)):
             session.show_line(line(f"removed {host.hostname} ({host.host_id})"))
     return State.OK.value
 
 
-def _ask(hosts: list[HostLine]) -> None:
-    if not sys.stdin.isatty():
-        raise CliError("nobody at a terminal to be asked; add --yes")
-    for host in hosts:
-        click.echo(f"  {escape(host.hostname)} ({host.host_id}, {escape(host.address)})", err=True)
-    click.confirm(f"Remove {count(len(hosts), 'host')}?", abort=True, err=True)
-
-
-def _remove(store: Store, hosts: list[HostLine]) -> list[HostLine]:
-    for attempt in range(1, _TRIES + 1):
-        try:
-            with store.transaction() as tx:
-                now = load_listening(tx).now
-                removed = [host for host in sorted(hosts) if remove_host(tx, host.host)]
-                write_events(
-                    tx,
-                    [
-                        (host.host, host.hostname, Event(now, EventKind.REMOVED, old=host.hostname))
-                        for host in removed
-                    ],
-                )
-        except StoreConflict:
-            if attempt == _TRIES:
-                raise
-        else:
-            return removed
-    return []
+def _remove(tx: Transaction, hosts: list[HostLine], now: int) -> list[HostLine]:
+    removed = [host for host in hosts if remove_host(tx, host.host)]
+    write_events(
+        tx,
+        [(host.host, host.hostname, Event(now, EventKind.REMOVED, old=host.hostname)) for host in removed],
+    )
+    return removed

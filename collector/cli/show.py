@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import click
 
-from collector.cli import options
+from collector.cli import conflicts, options
+from collector.cli.conflicts import Conflict, conflict_of
 from collector.cli.events import event_json, events_table
 from collector.cli.find import find_host
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell
@@ -17,6 +18,7 @@ from collector.core.render import duration, quantity
 from collector.core.silence import Presence
 from collector.core.standing import host_state, worst
 from collector.core.status import CheckStatus, HostRecord
+from collector.store.certificates import CertificateRow, load_certificates
 from collector.store.collectors import Listening, load_listening
 from collector.store.event_log import Filter, StoredEvent, load_events
 from collector.store.hosts import find_hosts, load_facts
@@ -26,6 +28,7 @@ from collector.store.store import Transaction
 from fleetpulse.model import CheckKey, Facts, Measurement, State
 
 _BOOT_TIME = "system.boot_time"
+_SHORT = 16  # hexadecimal digits of a certificate's fingerprint; --json has all
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class HostView:
     latest: LatestReport | None
     facts: Facts
     events: list[StoredEvent]
+    own_name: str
+    certificates: list[CertificateRow]
+    conflict: Conflict | None
 
     @property
     def state(self) -> State:
@@ -78,6 +84,8 @@ class HostView:
             ("CHECK", "STATE", "FOR", "MESSAGE"), [self._check_row(*item) for item in self._worst_first()]
         )
         values = Table(("CHECK", "MEASUREMENT", "VALUE"), self._value_rows())
+        if self.conflict:
+            page += conflicts.section([self.conflict], self.listening.now)
         facts = Table(
             ("FACT", "VALUE"), [(Cell(name, "dim"), Cell(self.facts[name])) for name in sorted(self.facts)]
         )
@@ -107,9 +115,13 @@ class HostView:
             "interval_seconds": host.interval / 1000,
             "ttl_seconds": host.ttl / 1000,
             "groups": self.record.groups,
+            "own_name": self.own_name or host.hostname,
+            "hardware_id": self.record.hardware_id,
             "machine_id": self.record.machine_id,
             "boot_id": self.record.boot_id,
             "added_at": utc(host.added_at),
+            "certificates": [self._certificate_json(row) for row in self.certificates],
+            "conflict": self.conflict.as_json() if self.conflict else None,
             "checks": [
                 {
                     "check": key.name,
@@ -143,12 +155,16 @@ class HostView:
         host = self.host
         rows = [
             ("host id", host.host_id),
+            ("calls itself", self.own_name),
             ("address", host.address),
             ("agent", host.agent_version),
             ("reports", f"every {duration(host.interval)}, stale after {duration(host.ttl)}"),
             ("groups", ", ".join(self.record.groups)),
+            ("hardware id", self.record.hardware_id),
             ("machine id", self.record.machine_id),
             ("boot id", self.record.boot_id),
+            *(part for row in self.certificates for part in self._certificate(row)),
+            ("certificate", "" if self.certificates else "none: not enrolled, or without TLS"),
             ("known since", local(host.added_at)),
         ]
         if host.received_at:
@@ -156,6 +172,27 @@ class HostView:
         if self.skew is not None:
             rows.append(("clock", f"{self.skew / 1000:+.3f} s against the collector's"))
         return [(name, value) for name, value in rows if value]
+
+    def _certificate(self, row: CertificateRow) -> tuple[tuple[str, str], tuple[str, str]]:
+        now = self.listening.now
+        if row.revoked_at is not None:
+            end = f"REVOKED {local(row.revoked_at)}"
+        elif row.is_valid(now):
+            end = f"expires {local(row.not_after)} (in {duration(row.not_after - now)})"
+        else:
+            end = f"EXPIRED {local(row.not_after)}"
+        fingerprint, issuer = row.fingerprint.hex()[:_SHORT], row.issuer.hex()[:_SHORT]
+        return ("certificate", f"{fingerprint} of CA {issuer}"), ("", f"issued {local(row.issued_at)}, {end}")
+
+    def _certificate_json(self, row: CertificateRow) -> dict[str, object]:
+        return {
+            "fingerprint": row.fingerprint.hex(),
+            "issuer": row.issuer.hex(),
+            "issued_at": utc(row.issued_at),
+            "expires_at": utc(row.not_after),
+            "revoked_at": utc(row.revoked_at or 0),
+            "valid": row.is_valid(self.listening.now),
+        }
 
     def _worst_first(self) -> list[tuple[CheckKey, CheckStatus]]:
         return sorted(self.checks.items(), key=lambda item: (-item[1].state.severity, item[0]))
@@ -194,14 +231,18 @@ def view_host(tx: Transaction, name: str, events: int) -> HostView:
     host = find_host(tx, name)
     number = host.host
     statuses = load_statuses(tx, [number])
+    stored = find_hosts(tx, [host.host_id])[host.host_id]
     return HostView(
         listening,
         host,
-        find_hosts(tx, [host.host_id])[host.host_id].record,
+        stored.record,
         statuses[number].status.checks if number in statuses else {},
         load_latest(tx, [number]).get(number),
         load_facts(tx, number),
         load_events(tx, Filter(host=number), events) if events else [],
+        stored.own_name,
+        load_certificates(tx, [number]).get(number, []),
+        conflict_of(tx, number),
     )
 
 
@@ -213,7 +254,7 @@ def view_host(tx: Transaction, name: str, events: int) -> HostView:
 @options.json_option
 @click.pass_obj
 def command(session: Session, name: str, events: int, *, as_json: bool) -> int:
-    """Show all that is known of one host: identity, checks, latest values, facts, last events.
+    """Show all that is known of one host: identity, certificate, checks, latest values, facts, last events.
 
     HOST is a hostname, a UUID, or the start of either if no other host's starts the same.
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import click
 
-from collector.cli import options
+from collector.cli import conflicts, options
+from collector.cli.conflicts import Conflict, find_conflicts
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell, summary
 from collector.cli.session import Session, require_groups
 from collector.cli.times import local, utc
 from collector.core.render import count, duration, listed
 from collector.core.silence import Presence
-from collector.core.standing import silence_state
+from collector.core.standing import silence_state, worst
 from collector.store import reading
 from collector.store.collectors import Listening, load_listening
 from collector.store.reading import CheckCounts, HostLine
@@ -26,23 +27,26 @@ _STYLES = {Presence.STALE: "critical", Presence.UNKNOWN: "warning", Presence.NEV
 
 @dataclass(frozen=True)
 class SilentHosts:
-    """The hosts that are not fresh, the most certain and the most recent first."""
+    """The hosts that are not fresh, the most certain and the most recent first; and those with a double."""
 
     listening: Listening
     total: int
     hosts: tuple[tuple[HostLine, Presence], ...]
     checks: Mapping[int, CheckCounts]
     groups: Mapping[int, tuple[str, ...]]
+    conflicts: tuple[Conflict, ...]
 
     @property
     def state(self) -> State:
         """CRITICAL for a stale host, WARNING for others, UNKNOWN if nobody listens to know better."""
-        return silence_state(
+        silence = silence_state(
             (presence for _, presence in self.hosts), listening=self.listening.since is not None
         )
+        return worst((silence, State.WARNING if self.conflicts else State.OK))
 
     def page(self, rows: int | None) -> Page:
         """A summary, then a table."""
+        below, rows = conflicts.beside(self.conflicts, self.listening.now, rows)
         page: list[Line | Table] = [summary(self.state, self.summary)]
         if self.listening.since is None:
             page.append(nobody_listens())
@@ -53,7 +57,7 @@ class SilentHosts:
                     [self._row(host, presence) for host, presence in self.hosts[:rows]],
                 )
             )
-        return page
+        return page + below
 
     @property
     def summary(self) -> str:
@@ -64,6 +68,8 @@ class SilentHosts:
         parts = [f"{len(stale) or 'none'} {of_all} silent" + (f": {listed(stale)}" if stale else "")]
         if others:
             parts.append(f"{len(others)} of unknown presence or never seen: {listed(others)}")
+        if self.conflicts:
+            parts.append(conflicts.names(self.conflicts))
         if self.listening.since is None:
             parts.insert(1 if stale else 0, "no collector is listening")
         return "; ".join(parts)
@@ -91,6 +97,7 @@ class SilentHosts:
                 }
                 for host, presence in self.hosts
             ],
+            "conflicts": [conflict.as_json() for conflict in self.conflicts],
         }
 
     def _row(self, host: HostLine, presence: Presence) -> tuple[Cell, ...]:
@@ -136,6 +143,7 @@ def find_silent(tx: Transaction, groups: tuple[str, ...], older_than: int) -> Si
         tuple(found),
         reading.load_check_counts(tx, numbers),
         reading.load_groups(tx, numbers),
+        find_conflicts(tx, groups),
     )
 
 
@@ -160,14 +168,16 @@ def command(
     clock. It is of unknown presence when nobody was listening for long enough to tell, and
     never_seen when it is expected but has sent nothing yet.
 
+    A host in conflict is listed as well: another machine says that it is it, and what that machine
+    has to report is refused.
+
     \b
     Examples:
       collector-cli stale
       collector-cli stale --older-than 5m --group lab-3
       collector-cli stale --json | jq -r '.hosts[].hostname'
 
-    Exit codes: 0 nobody is silent; 1 only hosts that are of unknown presence or never seen;
-    2 at least one host is stale; 3 the question cannot be answered: wrong command line, no
+    Exit codes: 0 nobody is silent; 1 only hosts of unknown presence, never seen, or in conflict; 2 at least one host is stale; 3 the question cannot be answered: wrong command line, no
     database, or no collector listening.
     """
     with session.store() as store:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import click
 
-from collector.cli import options
+from collector.cli import conflicts, options
+from collector.cli.conflicts import Conflict, find_conflicts
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell, summary
 from collector.cli.session import Session, require_groups
 from collector.cli.stale import nobody_listens
@@ -66,6 +67,7 @@ class Fleet:
     collectors: tuple[CollectorRow, ...]
     silent_as_a_whole_since: int
     bad: tuple[BadHost, ...]
+    conflicts: tuple[Conflict, ...]
 
     @property
     def total(self) -> int:
@@ -74,8 +76,10 @@ class Fleet:
 
     @property
     def state(self) -> State:
-        """The worst state of any host; at least UNKNOWN while nobody listens."""
-        return worst((*self.states, State.OK if self.listening.since is not None else State.UNKNOWN))
+        """The worst state of any host; at least WARNING in a conflict, UNKNOWN while nobody listens."""
+        in_conflict = State.WARNING if self.conflicts else State.OK
+        unheard = State.OK if self.listening.since is not None else State.UNKNOWN
+        return worst((*self.states, in_conflict, unheard))
 
     @property
     def summary(self) -> str:
@@ -86,10 +90,13 @@ class Fleet:
         if named:
             more = self.states[self.state] - len(named)
             text += f" ({', '.join(named)}{f' and {more} more' if more else ''})"
+        if self.conflicts:
+            text += f"; {conflicts.names(self.conflicts)}"
         return text if self.listening.since is not None else f"no collector is listening; {text}"
 
     def page(self, rows: int | None) -> Page:
         """A summary, the counts, and a table of the worst hosts."""
+        below, rows = conflicts.beside(self.conflicts, self.listening.now, rows)
         page: list[Line | Table] = [summary(self.state, self.summary)]
         if self.listening.since is None:
             page.append(nobody_listens())
@@ -123,7 +130,7 @@ class Fleet:
             hidden = self.total - self.states[State.OK] - len(table.rows)
             if hidden > 0:
                 page.append(line(Cell(f"and {count(hidden, 'more host')} not OK", "dim")))
-        return page
+        return page + below
 
     def as_json(self) -> dict[str, object]:
         """See docs/cli.md."""
@@ -168,6 +175,7 @@ class Fleet:
                 }
                 for bad in self.bad
             ],
+            "conflicts": [conflict.as_json() for conflict in self.conflicts],
         }
 
     def _collector_line(self, row: CollectorRow) -> Line:
@@ -249,6 +257,7 @@ def look_at_fleet(tx: Transaction, groups: tuple[str, ...], limit: int) -> Fleet
         tuple(load_collectors(tx)),
         load_fleet_silence(tx).since,
         _load_bad(tx, shown, standing),
+        find_conflicts(tx, groups),
     )
 
 
@@ -276,7 +285,8 @@ def command(
     """Show the fleet at a glance: how many hosts are how, who listens, and the worst hosts.
 
     A host stands as its worst check does; a stale one is CRITICAL, and one of unknown presence or
-    never seen is at least WARNING.
+    never seen is at least WARNING, and so is the fleet while a host is in conflict with a machine that
+    has the same identity.
 
     \b
     Examples:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import select
 import signal
-import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 from rich.console import Console, Group, RenderableType
@@ -45,25 +47,30 @@ def watch(look: Callable[[], Answer], interval: float, *, color: bool) -> None:
     A database that cannot be had for a while is said so, and tried again.
     """
     output = console(color=color)
-    ended = threading.Event()
+    # A pipe, because a handler interrupts whatever is going on: one that waits for a lock waits for ever.
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
 
     def end(_number: int, _frame: FrameType | None) -> None:
-        ended.set()
+        with suppress(BlockingIOError):
+            os.write(tell, b"x")
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with Live(console=output, screen=True, auto_refresh=False) as live:
-            while not ended.is_set():
+            while not select.select([told], [], [], 0)[0]:
                 rows = max(3, output.size.height - _LINES_BESIDE_ROWS)
                 try:
                     drawn: RenderableType = Group(*map(_block, look().page(rows)))
                 except StoreError as error:
                     drawn = _text((Cell("UNKNOWN", "unknown"), Cell(f": {error}; trying again")))
                 live.update(drawn, refresh=True)
-                ended.wait(interval)
+                select.select([told], [], [], interval)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        os.close(told)
+        os.close(tell)
 
 
 def _block(block: Line | Table) -> RenderableType:

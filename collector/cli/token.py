@@ -1,0 +1,281 @@
+"""collector-cli token: what lets a machine become a host."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from collector.cli import options
+from collector.cli.bulk import Wanted, create_for_inventory
+from collector.cli.change import change
+from collector.cli.inventory import InventoryError, parse_inventory
+from collector.cli.invitation import invitation
+from collector.cli.output import Cell, Table, line, summary
+from collector.cli.session import CliError, Session
+from collector.cli.token_files import TokenFolder
+from collector.cli.token_page import as_json_of, explain, listing
+from collector.core.render import count
+from collector.identity.tokens import hash_token, make_token
+from collector.store.collectors import load_listening
+from collector.store.enrolment import AmbiguousName, KnownNames, load_known_names
+from collector.store.store import Transaction
+from collector.store.tokens import (
+    NewToken,
+    StoredToken,
+    add_tokens,
+    delete_tokens,
+    find_tokens,
+    list_tokens,
+)
+from fleetpulse.convert import MAX_GROUPS, MAX_NAME
+from fleetpulse.model import State, parse_host_id
+
+_TTL = 3_600_000
+_INVENTORY_TTL = 86_400_000
+_MAX_TTL = 366 * 86_400_000
+_MAX_USES = 1_000_000
+
+
+@click.group("token", context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """Make, list or revoke the tokens with which machines enroll."""
+
+
+@command.command("create")
+@click.option(
+    "--host", "hostname", metavar="NAME", help="Only for this machine; a known one keeps its record."
+)
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="NAME",
+    help="Put who enrolls with it into this group; may be repeated.",
+)
+@click.option(
+    "--ttl", type=options.duration, help="How long it is good for.  [default: 1h; 24h with --inventory]"
+)
+@click.option(
+    "--uses", type=click.IntRange(1, _MAX_USES), help="How many machines may enroll with it.  [default: 1]"
+)
+@click.option(
+    "--inventory",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="A token for each machine listed here; - is standard input.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="With --inventory: write the tokens to DIR/NAME.token.",
+)
+@click.option(
+    "--again", is_flag=True, help="With --inventory: new tokens for all, also for hosts that are enrolled."
+)
+@options.json_option
+@click.pass_obj
+def create(
+    session: Session,
+    hostname: str | None,
+    groups: tuple[str, ...],
+    ttl: int | None,
+    uses: int | None,
+    inventory: Path | None,
+    output: Path | None,
+    *,
+    again: bool,
+    as_json: bool,
+) -> int:
+    """Make a token, and print it: it is not stored, and cannot be shown again.
+
+    On a terminal the command for the machine is shown, too. A token for a known host lets the machine
+    take over its record: its name, groups, history and events; the host's older certificates are no
+    longer accepted then.
+
+    An inventory has one name a line (# starts a comment), or is the JSON of ansible-inventory --list,
+    whose groups are taken over. Running the same again changes nothing: hosts with a valid
+    certificate get no token, and tokens in DIR that are still good stay.
+
+    \b
+    Examples:
+      collector-cli token create
+      collector-cli token create --host web-17 --group web --ttl 10m
+      collector-cli token create --uses 40 --ttl 8h --group lab-3 > lab-3.token
+      ansible-inventory --list | collector-cli token create --inventory - --output tokens
+
+    Exit codes: 0 made; 3 not, and the message says why.
+    """
+    _check_groups(groups)
+    if ttl is not None and not 0 < ttl <= _MAX_TTL:
+        raise click.BadParameter("more than 0, and at most 366d", param_hint="--ttl")
+    if inventory is not None:
+        if hostname is not None or uses is not None:
+            raise click.UsageError(
+                "--inventory does not go with --host and --uses: each machine gets a token of its own"
+            )
+        if output is None:
+            raise click.UsageError("--inventory needs --output DIR")
+        wanted = Wanted(_read_inventory(inventory), groups, ttl or _INVENTORY_TTL, again)
+        return _create_many(session, wanted, output, as_json=as_json)
+    if output is not None or again:
+        raise click.UsageError("--output and --again go with --inventory")
+    return _create_one(session, hostname, groups, ttl or _TTL, uses or 1, as_json=as_json)
+
+
+@command.command("list")
+@options.json_option
+@click.pass_obj
+def list_(session: Session, *, as_json: bool) -> int:
+    """List tokens: whom they are for, and until when. Their text is not known.
+
+    Those that have ended are remembered for 30 days, so that a refusal can say why.
+
+    \b
+    Examples:
+      collector-cli token list
+      collector-cli token list --json | jq '.tokens[] | select(.state == "valid") | .id'
+
+    Exit codes: 0 listed; 3 the database cannot be read.
+    """
+    with session.store() as store, store.transaction(write=False) as tx:
+        now = load_listening(tx).now
+        tokens = list_tokens(tx)
+    if as_json:
+        session.show_json({"tokens": [as_json_of(token, now) for token in tokens]})
+    else:
+        session.show(listing(tokens, now))
+    return State.OK.value
+
+
+@command.command("revoke")
+@click.argument("numbers", nargs=-1, required=True, type=int, metavar="ID...")
+@click.pass_obj
+def revoke(session: Session, numbers: tuple[int, ...]) -> int:
+    """Accept tokens no more, by the ID that `list` shows. All of them are revoked, or none.
+
+    Hosts that have enrolled with them stay: see collector-cli revoke.
+
+    \b
+    Example:
+      collector-cli token revoke 12 13
+
+    Exit codes: 0 they are no longer accepted; 3 they still are, and the message says why.
+    """
+    with session.store() as store:
+        revoked = change(store, lambda tx, _: _revoke(tx, numbers))
+    session.show_line(line(f"revoked {count(len(revoked), 'token')}"))
+    return State.OK.value
+
+
+def _revoke(tx: Transaction, numbers: tuple[int, ...]) -> list[int]:
+    revoked = delete_tokens(tx, numbers)
+    unknown = sorted(set(numbers) - set(revoked))
+    if unknown:
+        raise CliError(f"no token {', '.join(map(str, unknown))}; see: collector-cli token list")
+    return revoked
+
+
+def _create_one(
+    session: Session, hostname: str | None, groups: tuple[str, ...], ttl: int, uses: int, *, as_json: bool
+) -> int:
+    text = make_token()
+
+    def add(tx: Transaction, now: int) -> StoredToken:
+        host, name = _target(load_known_names(tx), hostname) if hostname is not None else (None, "")
+        add_tokens(tx, [NewToken(hash_token(text), name, host, groups, uses, now, now + ttl)])
+        return find_tokens(tx, [hash_token(text)])[hash_token(text)]
+
+    with session.store() as store:
+        token = change(store, add)
+    if not as_json:
+        click.echo(text)
+        if sys.stderr.isatty():
+            for explanation in explain(token, ttl, invitation(session.loaded.config)):
+                click.echo(explanation, err=True)
+        return State.OK.value
+    invited = invitation(session.loaded.config)
+    session.show_json(
+        {
+            "token": text,
+            **as_json_of(token, token.created_at),
+            "collector": invited.collector or None,
+            "ca_fingerprint": invited.fingerprint or None,
+            "command": invited.command("FILE"),
+        }
+    )
+    return State.OK.value
+
+
+def _target(known: KnownNames, hostname: str) -> tuple[int | None, str]:
+    """The record and the machine's name that a token is for."""
+    if not 0 < len(hostname) <= MAX_NAME or not hostname.isprintable():
+        raise click.BadParameter(f"1 to {MAX_NAME} printable characters", param_hint="--host")
+    try:
+        record = known.find(hostname)
+    except AmbiguousName as error:
+        raise CliError(f"{error}; give the UUID") from None
+    if record is None:
+        if _is_uuid(hostname):
+            raise CliError(f"no host {hostname}; see: collector-cli hosts")
+        return None, hostname
+    if record.host_id == hostname.lower():
+        return record.host, record.own_name or record.hostname
+    return record.host, hostname
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        parse_host_id(text.lower())
+    except ValueError:
+        return False
+    return True
+
+
+def _create_many(session: Session, wanted: Wanted, output: Path, *, as_json: bool) -> int:
+    folder = TokenFolder(output)
+    with session.store() as store:
+        done = create_for_inventory(store, wanted, folder)
+    if as_json:
+        invited = invitation(session.loaded.config)
+        session.show_json(
+            {
+                "created": done.created,
+                "kept": done.kept,
+                "enrolled": done.enrolled,
+                "collector": invited.collector or None,
+                "ca_fingerprint": invited.fingerprint or None,
+            }
+        )
+        return State.OK.value
+    made, kept, enrolled = (len(names) for names in done)
+    text = f"{count(made, 'token')} made, {kept} still good, {count(enrolled, 'host')} enrolled already"
+    rows = [
+        (Cell(name, "strong"), Cell(what), Cell("-" if what == "enrolled" else str(folder.path(name))))
+        for what, names in (("created", done.created), ("kept", done.kept), ("enrolled", done.enrolled))
+        for name in names
+    ]
+    session.show([summary(State.OK, text), Table(("HOST", "TOKEN", "FILE"), rows)])
+    return State.OK.value
+
+
+def _read_inventory(path: Path) -> dict[str, tuple[str, ...]]:
+    name = "standard input" if str(path) == "-" else str(path)
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+        return parse_inventory(data.decode())
+    except OSError as error:
+        raise CliError(f"cannot read {name}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CliError(f"{name}: is not UTF-8") from None
+    except InventoryError as error:
+        raise CliError(f"{name}: {error}") from None
+
+
+def _check_groups(groups: tuple[str, ...]) -> None:
+    if len(groups) > MAX_GROUPS:
+        raise click.BadParameter(f"at most {MAX_GROUPS}", param_hint="--group")
+    if not all(0 < len(group) <= MAX_NAME for group in groups):
+        raise click.BadParameter(f"1 to {MAX_NAME} characters", param_hint="--group")
