@@ -2,8 +2,8 @@
 
     python -m bench.attackers NAME --collector 127.0.0.1:18443 --seconds 10
 
-Each attack goes on for so long and no longer, and only ever talks to a loopback address. Prints one JSON
-line at the end: how often it did what it does, and with which status codes the collector answered.
+Each attack goes on for so long and no longer, and only ever talks to a loopback address. With --enroll the
+attacker is a host with a certificate of its own, and speaks TLS. Prints one JSON line at the end: how often it did what it does, and with which status codes the collector answered.
 """
 
 from __future__ import annotations
@@ -17,15 +17,23 @@ import math
 import os
 import random
 import resource
+import ssl
+import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
 
+from agent.certificate import pem_blocks
+from agent.credential_files import Stored
+from agent.keys import make_key_and_request
+from bench.enrolled_host import Enroller, add_enrolment_options
 from bench.simulated_host import LAYOUT
+from collector.identity.authority import Authority
 from fleetpulse import convert
 from fleetpulse.model import CheckKey, CheckLayout, CheckResult, Hello, HostId, Layout, Report, State
 from fleetpulse.v1 import ingest_pb2 as pb
@@ -44,13 +52,25 @@ said: Counter[str] = Counter()
 
 
 class Attack:
-    """Where to, and until when by the monotonic clock."""
+    """Where to, and until when by the monotonic clock. `stored` are its credentials; None: plaintext."""
 
     def __init__(self, address: str, seconds: float, name: str = "attacker"):
         self.name = name
         self.address = address
         self.ends_at = time.monotonic() + seconds
         self.host_id = HostId(str(uuid.uuid4()))
+        self.instance = ""
+        self.stored: Stored | None = None
+
+    async def enroll(self, enroller: Enroller) -> None:
+        """Become a host with a certificate."""
+        self.stored = await enroller.credentials(self.host_id, self.name).load()
+
+    def another(self) -> Attack:
+        """One more machine with the same identity."""
+        twin = Attack(self.address, 0, self.name)
+        twin.ends_at, twin.host_id, twin.stored = self.ends_at, self.host_id, self.stored
+        return twin
 
     @property
     def goes_on(self) -> bool:
@@ -60,12 +80,20 @@ class Attack:
         """This attacker's Hello, as it should be but for `change`."""
         names = {"host_id": self.host_id, "hostname": self.name, "machine_id": "m", "boot_id": "b"}
         fields = {**names, "epoch": 1, "agent_version": "1", "interval": 1000, "ttl": 3_600_000}
+        fields |= {"instance": self.instance, "trust_id": self.stored.trust_id if self.stored else b""}
         return convert.encode_hello(Hello(**{**fields, **change}))
 
     async def streams(self, speak: Callable[[Any], Awaitable[None]], abreast: int = 1) -> None:
         """Open streams one after the other, `abreast` at once on one connection, and note how each ends."""
-        async with grpc.aio.insecure_channel(self.address, options=_OPTIONS) as channel:
+        async with self._channel() as channel:
             await asyncio.gather(*[self._one_after_the_other(channel, speak) for _ in range(abreast)])
+
+    def _channel(self) -> grpc.aio.Channel:
+        if self.stored is None:
+            return grpc.aio.insecure_channel(self.address, options=_OPTIONS)
+        own = self.stored
+        credentials = grpc.ssl_channel_credentials(own.ca_bundle, own.key, own.chain)
+        return grpc.aio.secure_channel(self.address, credentials, options=_OPTIONS)
 
     async def _one_after_the_other(self, channel: Any, speak: Callable[[Any], Awaitable[None]]) -> None:
         while self.goes_on:
@@ -237,11 +265,32 @@ async def flapping(attack: Attack) -> None:
 
 
 async def doubles(attack: Attack) -> None:
-    """Two machines with one identity, each of which ends the other's stream."""
-    first, second = Attack(attack.address, 0, attack.name), Attack(attack.address, 0, attack.name)
-    first.ends_at = second.ends_at = attack.ends_at
-    first.host_id = second.host_id = attack.host_id
-    await asyncio.gather(flapping_alive(first), flapping_alive(second))
+    """Two with one identity that nothing tells apart, each of which ends the other's stream."""
+    await asyncio.gather(flapping_alive(attack.another()), flapping_alive(attack.another()))
+
+
+async def clones(attack: Attack) -> None:
+    """Three machines with one identity, and it shows: one of them lives, and the others want its place."""
+    machines = [attack.another() for _ in range(3)]
+    for number, machine in enumerate(machines):
+        machine.instance = f"{os.getpid()}-{number}"
+    await asyncio.gather(*[steady(machine) for machine in machines])
+
+
+async def steady(attack: Attack) -> None:
+    """As a good host does it: one report after the other, with pauses."""
+    values = (0.5,) * LAYOUT.series_count
+    epoch = random.randrange(1, 2**62)
+
+    async def speak(call: Any) -> None:
+        await _greet(attack, call, epoch=epoch)
+        for seq in itertools.count(1):
+            await _send(call, _batch([Report(seq, 1, LAYOUT, values)]))
+            if await call.read() is grpc.aio.EOF:
+                return
+            await asyncio.sleep(0.3)
+
+    await attack.streams(speak)
 
 
 async def flapping_alive(attack: Attack) -> None:
@@ -305,6 +354,59 @@ async def trickling(attack: Attack) -> None:
     await _connections(attack, 500, byte_by_byte)
 
 
+async def impostors(attack: Attack) -> None:
+    """With a good certificate, as somebody else."""
+
+    async def speak(call: Any) -> None:
+        await _send(call, attack.hello(host_id=str(uuid.uuid4())).SerializeToString())
+
+    await attack.streams(speak, abreast=8)
+
+
+async def strangers(attack: Attack) -> None:
+    """With no certificate, with one of a CA of their own, or without TLS; eight at once, again and again."""
+    host, _, port = attack.address.rpartition(":")
+    known: list[ssl.SSLContext | None] = [
+        None,
+        _unverified(),
+        _unverified(with_certificate_for=attack.host_id),
+    ]
+
+    async def one(number: int) -> None:
+        for turn in itertools.count(number):
+            if not attack.goes_on:
+                return
+            said["connections"] += 1
+            try:
+                async with asyncio.timeout(10):
+                    reader, writer = await asyncio.open_connection(host, int(port), ssl=known[turn % 3])
+                    writer.write(_PREFACE + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+                    # Whom a gRPC server takes, it sends its settings.
+                    said["let in" if known[turn % 3] and await reader.read(1) else "cut off"] += 1
+                    writer.close()
+            except (OSError, TimeoutError):
+                said["cut off"] += 1
+
+    await asyncio.gather(*[one(number) for number in range(8)])
+
+
+def _unverified(with_certificate_for: str = "") -> ssl.SSLContext:
+    """Trusts everybody; with a certificate that a CA of nobody's has signed, if it is for somebody."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    if with_certificate_for:
+        now = time.time_ns() // 1_000_000
+        key, request = make_key_and_request()
+        [csr] = pem_blocks(request, "CERTIFICATE REQUEST")
+        issued = Authority.create(now).sign_host(csr, with_certificate_for, now, 3_600)
+        with tempfile.NamedTemporaryFile() as pair:
+            Path(pair.name).write_bytes(key + issued.chain)
+            context.load_cert_chain(pair.name)
+    return context
+
+
 ATTACKS: dict[str, Callable[[Attack], Awaitable[None]]] = {
     attack.__name__: attack
     for attack in (
@@ -318,22 +420,32 @@ ATTACKS: dict[str, Callable[[Attack], Awaitable[None]]] = {
         backwards,
         flapping,
         doubles,
+        clones,
         headers,
         idle,
         trickling,
     )
 }
 
+TLS_ATTACKS = {attack.__name__: attack for attack in (impostors, strangers)}
+"""Those that make sense only where certificates are asked for."""
 
-async def _run(name: str, address: str, seconds: float) -> None:
-    await ATTACKS[name](Attack(address, seconds, f"attacker-{name}"))
+
+async def _run(options: argparse.Namespace) -> None:
+    name = options.attack
+    attack = Attack(options.collector, min(options.seconds, 600), f"attacker-{name}")
+    enroller = Enroller.from_options(options)
+    if enroller is not None:
+        await attack.enroll(enroller)
+    await {**ATTACKS, **TLS_ATTACKS}[name](attack)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
-    parser.add_argument("attack", choices=list(ATTACKS))
+    parser.add_argument("attack", choices=[*ATTACKS, *TLS_ATTACKS])
     parser.add_argument("--collector", default="127.0.0.1:18443", metavar="ADDRESS")
     parser.add_argument("--seconds", type=float, default=10)
+    add_enrolment_options(parser)
     options = parser.parse_args()
     if not options.collector.startswith(("127.", "localhost:", "[::1]:")):
         parser.error("only a collector on a loopback address may be attacked")
@@ -341,7 +453,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # What is compared is the collector's answer, not who wins the processor.
     os.nice(10)
-    asyncio.run(_run(options.attack, options.collector, min(options.seconds, 600)))
+    asyncio.run(_run(options))
     print(json.dumps({"attack": options.attack, **said}), flush=True)
 
 

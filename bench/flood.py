@@ -179,14 +179,14 @@ def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     command = [sys.executable, "-m", "bench.flood", "--hosts", str(options.hosts), "--good"]
     with (
         MariadbServer() as database,
-        collector(database.fresh_database()) as (address, pid),
-        subprocess.Popen([*command, address], stdout=subprocess.PIPE, text=True) as good,
+        collector(database.fresh_database()) as served,
+        subprocess.Popen([*command, served.address], stdout=subprocess.PIPE, text=True) as good,
     ):
         try:
             watch = Watch(good)
             time.sleep(4)
             for name in options.attacks.split(","):
-                rows.append(_attacked(name, address, pid, watch, options))
+                rows.append(_attacked(name, served.address, served.pid, watch, options))
                 if not options.json:
                     _print_row(rows[-1], first=len(rows) == 1)
         finally:

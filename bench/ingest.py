@@ -1,10 +1,11 @@
 """How many durable reports a collector takes in, and what one costs beside a bare echo.
 
-    python -m bench.ingest [--quick] [--json] [--writers 1,2,4] [--batch 500]
+    python -m bench.ingest [--quick] [--json] [--writers 1,2,4] [--batch 500] [--tls]
 
 Runs the real collector on a private MariaDB (innodb_flush_log_at_trx_commit=1, pool of 8) and a
 `grpc.aio` echo of the same messages in turns, from the same streams, and compares the CPU time
-that each server spends per report. The last line printed is one JSON object.
+that each server spends per report. With --tls the collector speaks TLS, and the echo does not. The last
+line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.mariadb_server import MariadbServer
 
+_PROGRAMS = Path(sys.executable).parent
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -73,26 +75,52 @@ def echo_server() -> Iterator[tuple[str, int]]:
             echo.kill()
 
 
+class Collector(NamedTuple):
+    """One that runs: where it listens, its process, and how its commands find it."""
+
+    address: str
+    enroll_address: str
+    pid: int
+    environ: dict[str, str]
+
+    def ask(self, *arguments: str) -> Any:
+        """What one of its commands answers."""
+        command: list[str | Path] = [_PROGRAMS / "collector-cli", *arguments, "--json"]
+        return json.loads(subprocess.check_output(command, env=self.environ))
+
+    def enrolment(self, hosts: int, folder: Path) -> list[str]:
+        """The options with which a load of so many hosts enrols."""
+        token = folder / "token"
+        token.touch(0o600)
+        token.write_text(self.ask("token", "create", "--uses", str(hosts))["token"])
+        fingerprint = self.ask("ca", "show")["fingerprint"]
+        return [
+            *("--enroll", self.enroll_address, "--token-file", str(token)),
+            *("--ca-fingerprint", fingerprint, "--state-dir", str(folder / "hosts")),
+        ]
+
+
 @contextmanager
-def collector(url: str, **settings: object) -> Iterator[tuple[str, int]]:
-    """The address and the process of a real collector on a database with a fresh schema."""
-    program = Path(sys.executable).parent
+def collector(url: str, **settings: object) -> Iterator[Collector]:
+    """A real collector on a database with a fresh schema, in plaintext unless the settings say otherwise."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FLEETPULSE")}
     environ |= {
         "FLEETPULSE_DATABASE": url,
         "FLEETPULSE_LISTEN": "127.0.0.1:0",
+        "FLEETPULSE_TLS": "off",
         "FLEETPULSE_LOG_FORMAT": "json",
     }
     environ |= {f"FLEETPULSE_{key.upper()}": str(value) for key, value in settings.items()}
     subprocess.run(
-        [program / "collector-cli", "db", "upgrade"], env=environ, check=True, stdout=subprocess.DEVNULL
+        [_PROGRAMS / "collector-cli", "db", "upgrade"], env=environ, check=True, stdout=subprocess.DEVNULL
     )
     with (
         tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen([program / "fleet-collector"], env=environ, stderr=log) as service,
+        subprocess.Popen([_PROGRAMS / "fleet-collector"], env=environ, stderr=log) as service,
     ):
         try:
-            yield _listening_address(service, log), service.pid
+            listening = _listening(service, log)
+            yield Collector(listening["address"], listening["enroll_address"], service.pid, environ)
         finally:
             service.send_signal(signal.SIGTERM)
             if service.wait(60) != 0:
@@ -100,13 +128,14 @@ def collector(url: str, **settings: object) -> Iterator[tuple[str, int]]:
                 sys.stderr.write(log.read()[-4000:])
 
 
-def _listening_address(service: subprocess.Popen[bytes], log: Any) -> str:
+def _listening(service: subprocess.Popen[bytes], log: Any) -> dict[str, Any]:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and service.poll() is None:
         log.seek(0)
         for line in log:
             if '"listening"' in line:
-                return str(json.loads(line)["address"])
+                said: dict[str, Any] = json.loads(line)
+                return said
         time.sleep(0.05)
     log.seek(0)
     raise SystemExit(f"the collector does not start:\n{log.read()}")
@@ -118,13 +147,24 @@ def _rounds(
     rows = []
     url = database.fresh_database()
     with (
+        tempfile.TemporaryDirectory() as folder,
         echo_server() as (echo_address, echo_pid),
-        collector(url, writers=writers, batch_reports=batch, pool_size=8) as (address, pid),
+        collector(
+            url,
+            writers=writers,
+            batch_reports=batch,
+            pool_size=8,
+            tls="on" if arguments.tls else "off",
+            identity_dir=f"{folder}/identity",
+        ) as served,
     ):
+        options = ["--change", str(change)]
+        if arguments.tls:
+            options += served.enrolment(arguments.streams, Path(folder))
         for _ in range(arguments.rounds):
             echo = run_load(echo_address, {"echo": echo_pid}, arguments, "--echo")
-            pids = {"collector": pid, "database": database.pid}
-            ours = run_load(address, pids, arguments, "--change", str(change))
+            pids = {"collector": served.pid, "database": database.pid}
+            ours = run_load(served.address, pids, arguments, *options)
             rows.append({**ours, "echo_us": echo["echo_us"], "ratio": ours["collector_us"] / echo["echo_us"]})
     names = rows[0].keys()
     figures = {name: median(row[name] for row in rows) for name in names}
@@ -148,6 +188,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one short round of the first variant: under 50 s"
     )
+    parser.add_argument("--tls", action="store_true", help="the collector's side over TLS")
     parser.add_argument("--json", action="store_true", help="print nothing but the last line")
     arguments = parser.parse_args()
     if arguments.quick:

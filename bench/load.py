@@ -1,7 +1,8 @@
 """Load for the ingest benchmark: many streams, each with one report in flight. Runs as a process.
 
 `python -m bench.load ADDRESS --streams N --seconds S --change SHARE` prints one JSON object a line:
-{"at": "begin"} and {"at": "end"} around the measured window, then the result.
+{"at": "begin"} and {"at": "end"} around the measured window, then the result. With --enroll each stream's
+host enrols first and speaks TLS.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import resource
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import quantiles
 
 import grpc
 
+from bench.enrolled_host import Enroller, add_enrolment_options
 from fleetpulse import convert
 from fleetpulse.model import CheckKey, CheckLayout, Hello, HostId, Layout, Measurement, Report
 from fleetpulse.v1 import ingest_pb2 as pb
@@ -111,13 +114,21 @@ async def _stream(channel: grpc.aio.Channel, host: Host, window: Window, echo: b
     await call.done_writing()
 
 
+async def _channel(address: str, host: Host, enroller: Enroller | None) -> grpc.aio.Channel:
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    if enroller is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    own = await enroller.credentials(host.hello.host_id, host.hello.hostname).load()
+    host.hello = replace(host.hello, trust_id=own.trust_id)  # or it would be told whom to trust
+    credentials = grpc.ssl_channel_credentials(own.ca_bundle, own.key, own.chain)
+    return grpc.aio.secure_channel(address, credentials, options=options)
+
+
 async def _run(arguments: argparse.Namespace) -> None:
-    channels = [
-        grpc.aio.insecure_channel(arguments.address, options=[("grpc.use_local_subchannel_pool", 1)])
-        for _ in range(arguments.streams)
-    ]
     window = Window()
     hosts = [Host(number, arguments.seed, arguments.change) for number in range(arguments.streams)]
+    enroller = Enroller.from_options(arguments)
+    channels = [await _channel(arguments.address, host, enroller) for host in hosts]
     streams = [
         asyncio.create_task(_stream(channel, host, window, arguments.echo))
         for channel, host in zip(channels, hosts, strict=True)
@@ -161,6 +172,7 @@ def main() -> None:
     parser.add_argument("--change", type=float, default=0.01, help="share of reports that change a state")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--echo", action="store_true", help="the other end sends back what it gets")
+    add_enrolment_options(parser)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     asyncio.run(_run(parser.parse_args()))

@@ -3,7 +3,7 @@
     python -m bench.simulator --collector 127.0.0.1:18443 --hosts 20 --interval 2s --seconds 60 --story
 
 Each host has the agent's own delivery over a connection of its own; only its measurements are made up
-and its spool is in memory. Prints one JSON line at the end: hosts, seconds, reports_made,
+and its spool is in memory. With --enroll each enrols first and speaks TLS. Prints one JSON line at the end: hosts, seconds, reports_made,
 reports_acked, reports_waiting.
 """
 
@@ -14,16 +14,19 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import random
 import resource
 import signal
 import time
 from pathlib import Path
 
+from agent.credentials import Credentials
 from agent.delivery import Delivery
 from agent.memory_spool import MemorySpool
 from agent.spool import Limits
 from agent.stream import Timeouts
+from bench.enrolled_host import Enroller, add_enrolment_options
 from bench.simulated_host import GROUP, LAYOUT, Role, SimulatedHost
 from fleetpulse import __version__
 from fleetpulse.config import Duration
@@ -36,8 +39,12 @@ _SPOOL = Limits(max_size=1 << 20)
 class _Player:
     """One host's agent: made up measurements in, reports out."""
 
-    def __init__(self, host: SimulatedHost, target: str, interval: float) -> None:
+    def __init__(
+        self, host: SimulatedHost, target: str, interval: float, credentials: Credentials | None
+    ) -> None:
         self.host = host
+        self._credentials = credentials
+        self._instance = 0  # counts the agents that the host had
         self.spool = MemorySpool(_SPOOL)
         self.acked = 0
         self._target = target
@@ -73,6 +80,7 @@ class _Player:
 
     def _start(self) -> None:
         interval = round(self._interval * 1000)
+        self._instance += 1
         hello = Hello(
             host_id=self.host.host_id,
             hostname=self.host.name,
@@ -83,9 +91,12 @@ class _Player:
             interval=interval,
             ttl=3 * interval,
             groups=(GROUP,),
+            instance=f"{os.getpid()}-{self._instance}",
         )
         timeouts = Timeouts(ack=max(self._interval, 10))
-        self._delivery = Delivery(self._target, self.spool, hello, timeouts, on_acked=self._on_acked)
+        self._delivery = Delivery(
+            self._target, self.spool, hello, timeouts, credentials=self._credentials, on_acked=self._on_acked
+        )
         self._delivery.set_facts(self.host.facts())
         self._task = asyncio.create_task(self._delivery.run())
 
@@ -128,14 +139,20 @@ async def _drain(players: list[_Player]) -> None:
                     await asyncio.sleep(0.02)
 
 
-async def _run(options: argparse.Namespace) -> dict[str, object]:
+def _players(options: argparse.Namespace) -> list[_Player]:
+    enroller = Enroller.from_options(options)
+    players = []
+    for number in range(1, options.hosts + 1):
+        host = SimulatedHost(number, options.seed, story=options.story)
+        credentials = enroller.credentials(host.host_id, host.name, host.machine_id) if enroller else None
+        players.append(_Player(host, options.collector, options.interval, credentials))
+    return players
+
+
+async def _run(options: argparse.Namespace, players: list[_Player]) -> dict[str, object]:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    players = [
-        _Player(SimulatedHost(number, options.seed, story=options.story), options.collector, options.interval)
-        for number in range(1, options.hosts + 1)
-    ]
     seconds = await _play(players, options, stop)
     if options.seconds:
         await _drain(players)
@@ -164,6 +181,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="write the last acked seq by host id")
     parser.add_argument("--seed", type=int, default=1, help="other hosts and values for another number")
     parser.add_argument("--log-level", default="ERROR", help="of the agents' delivery")
+    add_enrolment_options(parser)
     return parser.parse_args()
 
 
@@ -180,7 +198,8 @@ def main() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    print(json.dumps(asyncio.run(_run(options))), flush=True)
+    players = _players(options)
+    print(json.dumps(asyncio.run(_run(options, players))), flush=True)
 
 
 if __name__ == "__main__":

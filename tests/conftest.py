@@ -8,11 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from collector.store.schema import upgrade
 from collector.store.store import Store, open_store
-from tests.mariadb_server import MariadbServer, missing_parts
+from tests.mariadb_server import UPGRADE, MariadbServer, missing_parts
 from tests.processes import Site, running_site
+
+# Where many processes share two cores, the clock on the wall says nothing of how fast a generator or a
+# tested function is. What must be fast is measured by the test itself, in CPU time.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 def require(missing: str) -> None:
@@ -68,17 +74,27 @@ def store(database_url: str) -> Iterator[Store]:
 
 
 @pytest.fixture
-def site(database_url: str, tmp_path: Path) -> Iterator[Site]:
+def site(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Iterator[Site]:
     """Real processes on a fresh database, once on each kind."""
-    with running_site(database_url, tmp_path) as running:
+    urls = [database_url, ""]
+    if database_url.startswith("mysql:"):
+        server: MariadbServer = request.getfixturevalue("mariadb")
+        urls = documented_accounts(server, database_url)
+    with running_site(urls[0], tmp_path, urls[1]) as running:
         yield running
 
 
 @pytest.fixture
 def mariadb_site(mariadb: MariadbServer, tmp_path: Path) -> Iterator[Site]:
     """Real processes on a fresh MariaDB database."""
-    with running_site(mariadb.fresh_database(), tmp_path) as running:
+    service, upgrade = documented_accounts(mariadb, mariadb.fresh_database())
+    with running_site(service, tmp_path, upgrade) as running:
         yield running
+
+
+def documented_accounts(server: MariadbServer, url: str) -> list[str]:
+    """The database's addresses for the service and for who makes the schema: no test needs more."""
+    return [server.account(url), server.account(url, "upgrader", like=UPGRADE)]
 
 
 @pytest.fixture

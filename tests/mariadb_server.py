@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,6 +16,18 @@ from types import TracebackType
 from typing import Any
 
 PROGRAMS = ("mariadbd", "mariadb-install-db")
+SERVICE, UPGRADE = "fleetpulse", "fleetpulse_upgrade"
+"""The accounts that docs/security.md has an administrator make."""
+
+_DOCUMENT = Path(__file__).parents[1] / "docs" / "security.md"
+
+
+def documented_privileges() -> dict[str, str]:
+    """What docs/security.md grants to each account, as a GRANT statement lists it."""
+    [sql] = re.findall(r"^```sql\n(.+?)^```", _DOCUMENT.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    granted = re.findall(r"^GRANT ([A-Z, ]+) ON fleetpulse\.\* TO (\w+)@localhost;$", sql, re.MULTILINE)
+    assert sql.count("GRANT ") == len(granted), "a GRANT that the tests do not understand"
+    return {account: privileges for privileges, account in granted}
 
 
 def missing_parts() -> str:
@@ -205,15 +218,16 @@ class MariadbServer:
         """The address of a database over TCP."""
         return f"mysql://root@127.0.0.1:{self.port}/{database}"
 
-    def account(self, url: str, name: str = "fleet", *, connections: int = 0) -> str:
-        """The address of the same database for an account such as the documentation has one make.
+    def account(self, url: str, name: str = "fleet", *, like: str = SERVICE, connections: int = 0) -> str:
+        """The address of the same database for an account of what docs/security.md grants to `like`.
 
-        It may read and write rows, and nothing more; `connections` is how many it may have (0: any number).
+        `connections` is how many it may have at a time (0: any number).
         """
         database = url.partition("?")[0].rpartition("/")[2]
+        privileges = documented_privileges()[like]
         for host in ("localhost", "127.0.0.1"):
             self.query(f"CREATE OR REPLACE USER {name}@'{host}' WITH MAX_USER_CONNECTIONS {connections}")
-            self.query(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.* TO {name}@'{host}'")
+            self.query(f"GRANT {privileges} ON {database}.* TO {name}@'{host}'")
         return url.replace("root@", f"{name}@")
 
     def drop_databases(self) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+
+from bench.enrolled_host import Enroller
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
@@ -105,13 +108,34 @@ class Program:
         self._log.close()
 
 
-class Site:
-    """A database, and everything that runs on it in one test."""
+def free_ports() -> tuple[int, int]:
+    """A port on which nobody listens, and the one after it, as `listen` and `identity.enroll_listen` want them."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            with suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 1))
+                return port, port + 1
 
-    def __init__(self, database_url: str, folder: Path, stack: ExitStack):
+
+class Site:
+    """A database, and everything that runs on it in one test.
+
+    Collectors and agents speak in plaintext, unless a collector is started with tls="on".
+    """
+
+    def __init__(self, database_url: str, folder: Path, stack: ExitStack, upgrade_url: str = ""):
         self.database_url = database_url
+        self.upgrade_url = upgrade_url or database_url
         self.folder = folder
         self.address = ""
+        self.enroll_address = ""
+        """Where machines enrol; empty as long as no collector with TLS was started."""
+        self.identity_dir = folder / "identity"
+        self.settings: dict[str, str] = {}
+        """More variables of the environment for the collector and its commands."""
+        self._ca_fingerprint = ""
         self._stack = stack
         self._started = 0
 
@@ -119,7 +143,7 @@ class Site:
         """Run collector-cli."""
         done = subprocess.run(
             [PROGRAMS / "collector-cli", *arguments],
-            env=clean_environ({"FLEETPULSE_DATABASE": self.database_url, **settings}),
+            env=clean_environ({**self._common_settings, **settings}),
             capture_output=True,
             text=True,
             timeout=60,
@@ -129,16 +153,50 @@ class Site:
             pytest.fail(f"collector-cli {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
+    @property
+    def _common_settings(self) -> dict[str, str]:
+        """Of the collector and of its commands."""
+        return {
+            "FLEETPULSE_DATABASE": self.database_url,
+            "FLEETPULSE_IDENTITY_DIR": str(self.identity_dir),
+            "FLEETPULSE_TLS": "on" if self.has_tls else "off",
+            "FLEETPULSE_LISTEN": self.address or "127.0.0.1:0",
+            **self.settings,
+        }
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the collector speaks TLS."""
+        return bool(self.enroll_address)
+
+    @property
+    def ca_bundle(self) -> Path:
+        """The CA certificates."""
+        return self.identity_dir / "ca.pem"
+
+    @property
+    def ca_fingerprint(self) -> str:
+        """What a machine has to know to enrol; as it was when it was asked for first."""
+        if not self._ca_fingerprint:
+            self._ca_fingerprint = str(self.json("ca", "show")["fingerprint"])
+        return self._ca_fingerprint
+
     def json(self, *arguments: str) -> Any:
         """What a command prints with --json."""
         done = self.cli(*arguments, "--json")
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
 
+    def upgrade(self) -> None:
+        """Make the schema, by the account that may."""
+        self.cli("db", "upgrade", check=True, FLEETPULSE_DATABASE=self.upgrade_url)
+
     def collector(self, *, upgrade: bool = True, **settings: str) -> Program:
         """Start a collector on a free port, with FLEETPULSE_<settings>; returns when it listens."""
         if upgrade:
-            self.cli("db", "upgrade", check=True)
+            self.upgrade()
+        if settings.get("tls") == "on" and not self.has_tls:
+            self.address, self.enroll_address = (f"127.0.0.1:{port}" for port in free_ports())
         program = self.start_collector(**settings)
         self.address = json.loads(program.wait_for_log('"listening"'))["address"]
         return program
@@ -146,9 +204,7 @@ class Site:
     def start_collector(self, **settings: str) -> Program:
         """Start a collector that may not get as far as to listen."""
         values = {
-            "FLEETPULSE_DATABASE": self.database_url,
-            "FLEETPULSE_LISTEN": self.address or "127.0.0.1:0",
-            "FLEETPULSE_TLS": "off",
+            **self._common_settings,
             "FLEETPULSE_LOG_FORMAT": "json",
             **{f"FLEETPULSE_{name.upper()}": value for name, value in settings.items()},
         }
@@ -156,15 +212,64 @@ class Site:
 
     def agent(self, name: str = "agent", **settings: str) -> Program:
         """Start an agent; `name` also names its state directory, so that it can be started again."""
-        values = {
-            "FLEETPULSE_AGENT_COLLECTOR": self.address,
-            "FLEETPULSE_AGENT_TLS": "off",
+        return self.start(name, [str(PROGRAMS / "fleet-agent"), "run"], self.agent_environ(name, **settings))
+
+    def agent_environ(self, name: str, **settings: str) -> dict[str, str]:
+        """What an agent of that name is told. With TLS it reports to where it has enrolled."""
+        return {
+            **({} if self.has_tls else {"FLEETPULSE_AGENT_COLLECTOR": self.address}),
+            "FLEETPULSE_AGENT_TLS": "on" if self.has_tls else "off",
             "FLEETPULSE_AGENT_STATE_DIR": str(self.folder / name),
             "FLEETPULSE_AGENT_INTERVAL": "500ms",
             "FLEETPULSE_AGENT_HOSTNAME": name,
             **{f"FLEETPULSE_AGENT_{key.upper()}": value for key, value in settings.items()},
         }
-        return self.start(name, [str(PROGRAMS / "fleet-agent"), "run"], values)
+
+    def token(self, *options: str) -> str:
+        """Make a token."""
+        return str(self.json("token", "create", *options)["token"])
+
+    def enroll(
+        self,
+        name: str,
+        *options: str,
+        token: str = "",
+        fingerprint: str = "",
+        check: bool = True,
+        **settings: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Enrol the machine of the agent `name`; by default with a token for it."""
+        file = self.folder / f"{name}.token"
+        file.touch(0o600)
+        file.write_text(token or self.token("--host", name))
+        command = [PROGRAMS / "fleet-agent", "enroll", "--collector", self.address, "--token-file", file]
+        done = subprocess.run(
+            [*command, "--ca-fingerprint", fingerprint or self.ca_fingerprint, *options],
+            env=clean_environ(self.agent_environ(name, **settings)),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            pytest.fail(f"{name} cannot enrol: {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def enroller(self) -> Enroller:
+        """What makes hosts of those that a test simulates itself."""
+        token = self.token("--uses", "10000")
+        return Enroller(self.enroll_address, token, self.ca_fingerprint, self.folder / "simulated")
+
+    def enrolment_options(self) -> list[str]:
+        """How simulated hosts of other processes enrol, as many as a test may have."""
+        token_file = self.folder / "simulated.token"
+        if not token_file.exists():
+            token_file.touch(0o600)
+            token_file.write_text(self.token("--uses", "10000", "--ttl", "7d"))
+        return [
+            *("--enroll", self.enroll_address, "--token-file", str(token_file)),
+            *("--ca-fingerprint", self.ca_fingerprint, "--state-dir", str(self.folder / "simulated")),
+        ]
 
     def fleet(self, hosts: int, *options: str) -> Program:
         """Start simulated hosts."""
@@ -176,6 +281,7 @@ class Site:
             self.address,
             "--hosts",
             str(hosts),
+            *(self.enrolment_options() if self.has_tls else ()),
         ]
         return self.start("fleet", [*command, *options], {})
 
@@ -188,7 +294,10 @@ class Site:
 
 
 @contextmanager
-def running_site(database_url: str, folder: Path) -> Iterator[Site]:
-    """A site whose processes are all gone afterwards."""
+def running_site(database_url: str, folder: Path, upgrade_url: str = "") -> Iterator[Site]:
+    """A site whose processes are all gone afterwards.
+
+    `upgrade_url` is the database's address for the account that makes the schema, if that is another.
+    """
     with ExitStack() as stack:
-        yield Site(database_url, folder, stack)
+        yield Site(database_url, folder, stack, upgrade_url)

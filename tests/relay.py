@@ -18,11 +18,15 @@ _Result = TypeVar("_Result")
 
 
 class Relay:
-    """Passes connections to `address` on, in an event loop of its own thread."""
+    """Passes connections to `address` on, in an event loop of its own thread.
 
-    def __init__(self, address: str):
+    `source`, such as "127.0.0.2", is the address that the other end sees them come from.
+    """
+
+    def __init__(self, address: str, source: str = ""):
         host, _, port = address.rpartition(":")
         self._target = (host, int(port))
+        self._source = (source, 0) if source else None
         self.address = ""
         """HOST:PORT where the relay listens."""
         self._loop = asyncio.new_event_loop()
@@ -104,7 +108,7 @@ class Relay:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: _Link) -> None:
         try:
             await self._passing.wait()
-            up_reader, link.up = await asyncio.open_connection(*self._target)
+            up_reader, link.up = await asyncio.open_connection(*self._target, local_addr=self._source)
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._pump(reader, link.up, link))
                 pumps.create_task(self._pump(up_reader, writer, link))

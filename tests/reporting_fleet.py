@@ -17,6 +17,7 @@ from agent.delivery import Delivery
 from agent.memory_spool import MemorySpool
 from agent.spool import Limits
 from agent.stream import Timeouts
+from bench.enrolled_host import Enroller
 from fleetpulse.model import CheckKey, CheckLayout, CheckResult, Hello, HostId, Layout, Measurement, State
 from tests.processes import wait_until
 
@@ -25,12 +26,26 @@ _STATES = (State.OK, State.CRITICAL)
 
 
 class ReportingFleet:
-    """Hosts that report every `interval` seconds until `drain`. Attributes may be read at any time."""
+    """Hosts that report every `interval` seconds until `drain`. Attributes may be read at any time.
+
+    They are called host-0, host-1 and so on. With an `enroller` each enrols first, and speaks TLS.
+    """
 
     def __init__(
-        self, address: str, hosts: int, interval: float = 0.3, *, message: str = "", ack_timeout: float = 10
+        self,
+        address: str,
+        hosts: int,
+        interval: float = 0.3,
+        *,
+        message: str = "",
+        ack_timeout: float = 10,
+        enroller: Enroller | None = None,
     ):
         self._spools = {HostId(str(uuid.uuid4())): MemorySpool(Limits()) for _ in range(hosts)}
+        self._credentials = [
+            enroller.credentials(host_id, f"host-{number}", f"machine-{number}") if enroller else None
+            for number, host_id in enumerate(self._spools)
+        ]
         self.acked: dict[str, int] = dict.fromkeys(self._spools, 0)
         self.made: dict[str, int] = dict.fromkeys(self._spools, 0)
         self._interval = interval
@@ -77,6 +92,7 @@ class ReportingFleet:
                 agent_version="0",
                 interval=interval,
                 ttl=60_000,
+                instance=host_id,
             )
 
             def note(seq: int, host_id: str = host_id) -> None:
@@ -87,6 +103,7 @@ class ReportingFleet:
                 spool,
                 hello,
                 Timeouts(welcome=10, ack=ack_timeout),
+                credentials=self._credentials[number],
                 backoff=Backoff(0.2, 1.0),
                 on_acked=note,
             )

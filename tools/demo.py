@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A small fleet to look at: a collector on SQLite, this machine's agent and simulated hosts.
 
-Everything lives under var/demo/ and starts empty. Without an argument the fleet is shown live until
+They speak TLS, and each has enrolled with a token, as everywhere else. Everything lives under var/demo/ and
+starts empty. Without an argument the fleet is shown live until
 Ctrl-C; with a number of seconds the demo ends by itself and prints what it found.
 """
 
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = Path(sys.executable).parent
@@ -85,7 +86,7 @@ class Demo:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
-        self.address = f"127.0.0.1:{port}"
+        self.address, self.enroll_address = f"127.0.0.1:{port}", f"127.0.0.1:{port + 1}"
         self.parts: list[Part] = []
         self.real_host = ""
         self._collector_config = folder / "collector.toml"
@@ -103,11 +104,17 @@ class Demo:
         self._wait_for(collector, self._is_listening, f"is not listening on {self.address}")
         _say(f"collector listens on {self.address}, database {_short(self.folder / 'fleet.db')}")
 
+        fingerprint = self._json("ca", "show")["fingerprint"]
+        _say(f"machines enrol at {self.enroll_address}; the CA's fingerprint is {fingerprint[:16]}…")
+        self._enroll_this_machine(fingerprint)
         agent = self._start("agent", PROGRAMS / "fleet-agent", "run")
         simulator = self._start(
             "simulator",
             *(sys.executable, "-m", "bench.simulator"),
             *("--collector", self.address, "--hosts", str(SIMULATED_HOSTS), "--interval", f"{INTERVAL}s"),
+            *("--enroll", self.enroll_address, "--ca-fingerprint", fingerprint),
+            *("--token-file", self._token("simulator", "--uses", str(SIMULATED_HOSTS))),
+            *("--state-dir", self.folder / "simulator"),
             "--story",
         )
         self._wait_for(agent, lambda: bool(self._reporting("real")), "has not reported")
@@ -170,17 +177,38 @@ class Demo:
     def _cli(self) -> list[str | Path]:
         return [PROGRAMS / "collector-cli"]
 
+    def _enroll_this_machine(self, fingerprint: str) -> None:
+        command: list[str | Path] = [PROGRAMS / "fleet-agent", "enroll", "--collector", self.address]
+        command += ["--token-file", self._token("agent"), "--ca-fingerprint", fingerprint]
+        done = subprocess.run(
+            command, env=self._environ, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        self._require(done, "this machine could not enrol")
+        _say(done.stdout.splitlines()[0])
+
+    def _token(self, name: str, *options: str) -> Path:
+        """A new token in a file of its own."""
+        path = self.folder / f"{name}.token"
+        path.touch(0o600)
+        path.write_text(f"{self._json('token', 'create', *options)['token']}\n", encoding="ascii")
+        return path
+
+    def _json(self, *arguments: str) -> Any:
+        done = self.cli(*arguments, "--json")
+        self._require(done, f"collector-cli {' '.join(arguments)}")
+        return json.loads(done.stdout)
+
     def _write_configuration(self) -> None:
         # Files rather than variables, so that the user can point the programs at them from another terminal.
         # A JSON string is a TOML string, too.
         self._collector_config.write_text(
             f"listen = {json.dumps(self.address)}\n"
             f"database = {json.dumps(f'sqlite:///{self.folder}/fleet.db')}\n"
+            f"identity.dir = {json.dumps(str(self.folder / 'identity'))}\n"
             '\n[silence]\nsweep_interval = "500ms"\n',
             encoding="utf-8",
         )
         self._agent_config.write_text(
-            f"collector = {json.dumps(self.address)}\n"
             f'interval = "{INTERVAL}s"\n'
             f"state_dir = {json.dumps(str(self.folder / 'agent'))}\n"
             'groups = ["real"]\n',
@@ -224,15 +252,21 @@ class Demo:
 
 
 def free_port() -> int:
-    """The default port, or the next one that nobody listens on. Raises DemoError."""
-    for port in range(FIRST_PORT, FIRST_PORT + PORTS):
-        with socket.socket() as probe:
-            # As servers do: the remains of closed connections do not count as taken.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
+    """The default port, or the next pair on which nobody listens; machines enrol at the second. Raises DemoError."""
+    for port in range(FIRST_PORT, FIRST_PORT + PORTS, 2):
+        if _is_free(port) and _is_free(port + 1):
+            return port
     raise DemoError(f"no free port from {FIRST_PORT} to {FIRST_PORT + PORTS - 1}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As servers do: the remains of closed connections do not count as taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return True
+    return False
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ def summary(verdict: Verdict) -> str:
     lines = [
         f"{verdict.seconds / 60:.1f} minutes, {verdict.hosts} hosts",
         f"reports {verdict.reports}, transitions {verdict.transitions}, hosts' deaths {verdict.deaths} x a hive",
+        f"certificates renewed {verdict.renewals}, changes of the CA {verdict.ca_changes}",
         f"lost {verdict.lost}, duplicated {verdict.duplicated}",
         f"connections at most {verdict.most_connections} of {POOL_SIZE}",
         f"threads of the collector at most {verdict.most_threads}",

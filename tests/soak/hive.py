@@ -1,8 +1,10 @@
 """Many agents in one process for the soak: real spools on disk, real delivery, and a ledger.
 
-    python -m tests.soak.hive --collector ADDRESS --folder DIR --first 1 --hosts 20 --interval 1 --ttl 60
+    python -m tests.soak.hive --collector ADDRESS --folder DIR --first 1 --hosts 20 --interval 1 --ttl 60 \\
+        --enroll ADDRESS --token-file FILE --ca-fingerprint SHA256 --state-dir DIR
 
-Only what the agents measure is made up. Commands, one a line on standard input: `drain` stops measuring
+Each host enrols once, at the real port with a real token, and renews its certificate over its stream; see
+`bench.enrolled_host`. Only what the agents measure is made up. Commands, one a line on standard input: `drain` stops measuring
 and ends the process when nothing waits any more; `clock MS` shifts the agents' wall clock; `corrupt N`
 overwrites the spool of host N, as a broken disk would, once nothing waits in it.
 """
@@ -14,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import random
 import sys
 import time
@@ -24,6 +27,7 @@ from typing import IO
 from agent.delivery import Delivery
 from agent.spool import DiskSpool
 from agent.stream import Timeouts
+from bench.enrolled_host import Enroller, add_enrolment_options
 from fleetpulse import __version__
 from fleetpulse.model import CheckKey, CheckLayout, CheckResult, Hello, HostId, Layout, Measurement, State
 from tests.soak.ledger import LEVEL, WORD
@@ -47,8 +51,13 @@ def host_id(number: int) -> HostId:
 class SoakAgent:
     """One host. Its reports say something new often enough that a lost or doubled one shows."""
 
-    def __init__(self, number: int, options: argparse.Namespace, ledger: IO[str]) -> None:
+    def __init__(
+        self, number: int, options: argparse.Namespace, ledger: IO[str], enroller: Enroller | None
+    ) -> None:
         self.number = number
+        self._hostname = f"soak-{number:03}"
+        self._instance = f"{os.getpid()}-{number}"
+        self._credentials = enroller.credentials(host_id(number), self._hostname) if enroller else None
         self.clock_shift = 0
         """Milliseconds by which the host's wall clock is wrong."""
         self._options = options
@@ -68,19 +77,21 @@ class SoakAgent:
         interval = round(self._options.interval * 1000)
         hello = Hello(
             host_id=host_id(self.number),
-            hostname=f"soak-{self.number:03}",
+            hostname=self._hostname,
             machine_id=f"machine-{self.number}",
             boot_id="boot",
             epoch=1,
             agent_version=__version__,
             interval=interval,
             ttl=round(self._options.ttl * 1000),
+            instance=self._instance,
         )
         self._delivery = Delivery(
             self._options.collector,
             self.spool,
             hello,
             Timeouts(welcome=10, ack=10),
+            credentials=self._credentials,
             on_acked=lambda seq: self._note(acked=seq),
         )
         self._delivering = asyncio.create_task(self._delivery.run())
@@ -135,7 +146,8 @@ class SoakAgent:
 async def _run(options: argparse.Namespace) -> None:
     with (options.folder / f"ledger-{options.first}.jsonl").open("a", encoding="utf-8") as ledger:
         numbers = range(options.first, options.first + options.hosts)
-        agents = {number: SoakAgent(number, options, ledger) for number in numbers}
+        enroller = Enroller.from_options(options)
+        agents = {number: SoakAgent(number, options, ledger, enroller) for number in numbers}
         print("ready", flush=True)
         await _obey(agents)
         await asyncio.gather(*[agent.drain() for agent in agents.values()])
@@ -166,6 +178,7 @@ def main() -> None:
     parser.add_argument("--interval", type=float, required=True)
     parser.add_argument("--ttl", type=float, required=True)
     parser.add_argument("--seed", type=int, default=1)
+    add_enrolment_options(parser)
     options = parser.parse_args()
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(message)s")
     asyncio.run(_run(options))

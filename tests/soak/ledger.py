@@ -100,7 +100,7 @@ def expected_changes(made: Iterable[Made]) -> list[Change]:
 
     Written anew from the documentation, not with the collector's own code.
     """
-    changes = [Change("added")]
+    changes = [Change("enrolled")]
     word, level, epoch = "OK", "OK", 0
     for report in made:
         if epoch and report.epoch != epoch:

@@ -16,6 +16,7 @@ from tests.soak.world import POOL_SIZE, Hive, World
 _RECOVERY_LIMIT = 180.0  # seconds after which a fault's end was not recovered from
 _DRAIN_LIMIT = 180.0
 _LOOK_EVERY = 2.0
+_CROWDS = (faults.ExhaustConnections, faults.Pause)
 
 
 @dataclass
@@ -30,6 +31,9 @@ class Verdict:
     recovery: dict[str, float] = field(default_factory=dict)
     """The longest time in seconds, by fault, from its end until every host has a report committed that it made after that."""
     deaths: int = 0
+    renewals: int = 0
+    """Certificates that hosts got over their streams."""
+    ca_changes: int = 0
     lost: int = 0
     duplicated: int = 0
     most_connections: int = 0
@@ -52,15 +56,20 @@ class Soak:
         self._memory = {kind: Memory(settling) for kind in ("collector", "simulated agents", "agent")}
         self._looked_at = 0.0
         self._dead: set[int] = set()
+        self._rotated_at = 0.0  # seconds since the beginning; 0: the CA is not being changed
 
     def run(self, seconds: float, seed: int, longest: float, deaths: int) -> Verdict:
-        """Faults for so many seconds, `deaths` of them long enough to be silence; then compare."""
+        """Faults for so many seconds, `deaths` of them long enough to be silence; then compare.
+
+        The CA is changed after a third of the time, while everything else goes on.
+        """
         self._wait_until_all_are_known()
         end = time.monotonic() + seconds
         deaths_at = [seconds * (number + 1) / (deaths + 1) for number in range(deaths)]
         for planned in schedule(self.world, seed, longest):
             if time.monotonic() + planned.peace + planned.duration > end:
                 break
+            self._change_ca(seconds / 3)
             if deaths_at and self._elapsed > deaths_at[0]:
                 deaths_at.pop(0)
                 self._kill_for_long(self.world.hives[seed % len(self.world.hives)])
@@ -70,6 +79,7 @@ class Soak:
         for _ in deaths_at:
             self._kill_for_long(self.world.hives[seed % len(self.world.hives)])
         self._watch(end - time.monotonic())  # the next fault would not have been over in time
+        self._wait(lambda: self._change_ca(0), _RECOVERY_LIMIT, "the change of the CA to be over")
         self.verdict.seconds = self._elapsed
         self._finish()
         return self.verdict
@@ -89,8 +99,23 @@ class Soak:
         self.world.most_connections()  # from here on it counts
         self._say(f"{wanted} hosts report")
 
+    def _change_ca(self, not_before: float) -> bool:
+        """Begin or end the change of the CA if it is time; whether it is over."""
+        if self.verdict.ca_changes or self._elapsed < not_before:
+            return bool(self.verdict.ca_changes)
+        if not self._rotated_at:
+            self.world.rotate_ca()
+            self._rotated_at = self._elapsed
+            self._say("the CA is being changed")
+        elif self.world.finish_ca():
+            self.verdict.ca_changes += 1
+            self._say(f"the CA was changed within {self._elapsed - self._rotated_at:.1f} s")
+        return bool(self.verdict.ca_changes)
+
     def _go_through(self, planned: Planned) -> None:
-        crowded = any(isinstance(fault, faults.ExhaustConnections) for fault in planned.faults)
+        # Not the collector's alone then: a crowd's, or our own questions that wait for a server that stands
+        # still. That the collector wants no more than its pool, its account's limit shows all the time.
+        crowded = any(isinstance(fault, _CROWDS) for fault in planned.faults)
         self._note_connections()
         for fault in planned.faults:
             self.verdict.faults[fault.name] = self.verdict.faults.get(fault.name, 0) + 1
@@ -103,7 +128,7 @@ class Soak:
             self.verdict.recovery[fault.name] = max(took, self.verdict.recovery.get(fault.name, 0.0))
         if crowded:
             self._wait(self.world.is_alone, 30, "the crowd to be gone")
-            self.world.most_connections()  # counted the crowd
+            self.world.most_connections()  # counted the others, too
         self._say(f"{planned.name}: {planned.duration:.1f} s, recovered in {took:.1f} s")
 
     def _recover(self) -> float:
@@ -168,6 +193,7 @@ class Soak:
         for kind, memory in self._memory.items():
             verdict.peak[kind] = memory.peak
             verdict.slope[kind] = memory.slope
+        verdict.renewals = self.world.renewals()
         verdict.most_threads = self._memory["collector"].most_threads
         if refused := self.world.refused_connections():
             self._problem(f"the server refused {refused} connections beyond the pool's {POOL_SIZE}")

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple, Protocol
 
-from bench.attackers import ATTACKS
+from bench.attackers import ATTACKS, TLS_ATTACKS
 from tests import faults
 from tests.soak.world import Hive, World
 
@@ -189,7 +189,7 @@ class Attack(_Choice):
     name = "attack"
 
     def begin(self) -> None:
-        name = self.draw.choice(sorted(ATTACKS))
+        name = self.draw.choice(sorted({**ATTACKS, **TLS_ATTACKS}))
         self._attacker = self.world.start_attack(name)
 
     def end(self) -> None:

@@ -39,7 +39,7 @@ def test_each_transition_is_one_event() -> None:
         report(2, word=3, epoch=10, at=7_000),
     )
     assert expected_changes(ledger.hosts[1].made) == [
-        Change("added"),
+        Change("enrolled"),
         Change("state", "word", "OK", "WARNING", 2_000),
         Change("state", "level", "OK", "CRITICAL", 3_000),
         Change("state", "level", "CRITICAL", "OK", 5_000),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tests.mariadb_server import MariadbServer, missing_disk
+from tests.mariadb_server import UPGRADE, MariadbServer, missing_disk
 from tests.processes import ROOT, Program, Site, clean_environ
 from tests.relay import Relay
 from tests.soak.hive import MEASUREMENT, host_id
@@ -38,14 +38,24 @@ class Size:
     interval: float = 1.0
     ttl: float = 60.0
 
+    @property
+    def host_lifetime(self) -> float:
+        """Of a host's certificate.
+
+        As short as can be: a third of it is left when it should be renewed, and a host that is dead for
+        longer than its time-to-live, and until that was announced, must be let in again.
+        """
+        return 4.5 * self.ttl
+
 
 class Hive:
     """A process with many agents, and its own network to the collector."""
 
-    def __init__(self, number: int, size: Size, collector: str, folder: Path, seed: int, stack: ExitStack):
+    def __init__(self, number: int, size: Size, site: Site, seed: int, stack: ExitStack):
+        folder = site.folder
         each = size.hosts // size.hives
         self.hosts = range(number * each + 1, (number + 1) * each + 1)
-        self.relay = stack.enter_context(Relay(collector))
+        self.relay = stack.enter_context(Relay(site.address))
         self.ledger_path = folder / f"ledger-{self.hosts.start}.jsonl"
         self._log: IO[bytes] = stack.enter_context((folder / f"hive-{number}.log").open("ab"))
         self._command = [
@@ -53,6 +63,7 @@ class Hive:
             *("--collector", self.relay.address, "--folder", str(folder)),
             *("--first", str(self.hosts.start), "--hosts", str(each)),
             *("--interval", str(size.interval), "--ttl", str(size.ttl), "--seed", str(seed)),
+            *site.enrolment_options(),
         ]
         self._process: subprocess.Popen[bytes] | None = None
         stack.callback(self.kill)
@@ -67,6 +78,11 @@ class Hive:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Begin to start; `wait_ready` says when its agents live."""
         self._process = subprocess.Popen(
             self._command,
             env=clean_environ({"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "GRPC_VERBOSITY": "NONE"}),
@@ -75,6 +91,9 @@ class Hive:
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
+
+    def wait_ready(self) -> None:
+        assert self._process is not None
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n", f"see {self._log.name}"
 
@@ -113,19 +132,26 @@ class World:
         )
         url = self.server.fresh_database()
         self.database = url.partition("?")[0].rpartition("/")[2]
-        self.site = Site(url, folder, stack)
-        self.site.cli("db", "upgrade", check=True)
-        # A place more than the pool has is refused, and the collector's log tells.
-        self.site.database_url = self.server.account(url, connections=POOL_SIZE)
+        self.site = Site(
+            # A place more than the pool has is refused, and the collector's log tells.
+            self.server.account(url, connections=POOL_SIZE),
+            folder,
+            stack,
+            self.server.account(url, "upgrader", like=UPGRADE),
+        )
+        self.site.upgrade()
         (folder / "rules.toml").write_text(_RULES)
         self.collector: Program = self.start_collector()
         self.ledger = Ledger()
-        self.hives = [
-            Hive(number, size, self.site.address, folder, seed, stack) for number in range(size.hives)
-        ]
+        self.hives = [Hive(number, size, self.site, seed, stack) for number in range(size.hives)]
         self._read: dict[Path, int] = {}
         for hive in self.hives:
-            hive.start()
+            hive.launch()
+        for hive in self.hives:
+            hive.wait_ready()
+        token = self.site.token("--uses", str(size.programs))
+        for number in range(size.programs):
+            self.site.enroll(f"agent-{number}", token=token)
         self.programs = [self.start_program(number) for number in range(size.programs)]
         self.deaths: dict[int, int] = {}
         """How often each host was dead for longer than its time-to-live."""
@@ -133,7 +159,11 @@ class World:
     def start_collector(self) -> Program:
         """On the same port as before."""
         self.collector = self.site.collector(
-            upgrade=False, pool_size=str(POOL_SIZE), rules=str(self.folder / "rules.toml")
+            upgrade=False,
+            tls="on",
+            pool_size=str(POOL_SIZE),
+            rules=str(self.folder / "rules.toml"),
+            identity_host_lifetime=f"{self.size.host_lifetime:g}s",
         )
         return self.collector
 
@@ -146,7 +176,9 @@ class World:
     def start_attack(self, name: str) -> Program:
         """One of `bench.attackers`, until it is killed."""
         command = [sys.executable, "-m", "bench.attackers", name, "--collector", self.site.address]
-        return self.site.start(f"attack-{name}", [*command, "--seconds", "600"])
+        return self.site.start(
+            f"attack-{name}", [*command, "--seconds", "600", *self.site.enrolment_options()]
+        )
 
     def read_ledgers(self) -> None:
         """Take in what the agents have written down since the last time."""
@@ -205,11 +237,31 @@ class World:
         assert self.query("FLUSH STATUS") is not None or rows is None
         return int(str(rows[0][1])) - 1 if rows else 0
 
+    def renewals(self) -> int:
+        """How many certificates were renewed."""
+        rows = self.query("SELECT COUNT(*) FROM event WHERE kind = 'renewed'")
+        assert rows is not None
+        return int(str(rows[0][0]))
+
+    def rotate_ca(self) -> None:
+        """Begin to change the CA."""
+        self.site.cli("ca", "rotate", check=True)
+
+    def finish_ca(self) -> bool:
+        """End the change of the CA if nobody needs the old one any more; whether it is over.
+
+        Attackers that are gone will not renew; an admin would remove them.
+        """
+        gone = self.query("SELECT host_id FROM host WHERE hostname LIKE 'attacker-%%'")
+        if gone:
+            self.site.cli("remove", "--yes", *[str(row[0]) for row in gone])
+        return self.site.cli("ca", "finish").returncode == 0
+
     def stored_changes(self) -> dict[int, list[Change]]:
-        """Every host's events in order."""
+        """Every host's events in order, but for the renewals: those follow certificates, not reports."""
         rows = self.query(
             "SELECT h.host_id, e.kind, e.subject, e.old_value, e.new_value, e.measured_at"
-            " FROM event e JOIN host h ON h.id = e.host ORDER BY e.id"
+            " FROM event e JOIN host h ON h.id = e.host WHERE e.kind <> 'renewed' ORDER BY e.id"
         )
         assert rows is not None
         numbers = {host_id(number): number for hive in self.hives for number in hive.hosts}

@@ -56,7 +56,7 @@ def test_of_collectors_that_start_at_once_only_those_that_fit_do(
     mariadb_site: Site, mariadb: MariadbServer
 ) -> None:
     most = mariadb.query("SELECT @@max_connections")[0][0]
-    mariadb_site.cli("db", "upgrade", check=True)
+    mariadb_site.upgrade()
     started = [
         mariadb_site.start_collector(
             name=f"c{number}", listen="127.0.0.1:0", pool_size="5", connection_reserve=str(most - 8)

@@ -37,7 +37,7 @@ def rows_changed(server: MariadbServer) -> dict[str, int]:
 
 def test_300_hosts_for_a_minute_never_exceed_the_pool(counted_site):
     site, server = counted_site
-    site.cli("db", "upgrade", check=True)
+    site.upgrade()
     # From here on there is one connection of ours. (A new one may come before the server has done
     # with the one that was closed.)
     ours = server.connect("t1").cursor()

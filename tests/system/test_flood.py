@@ -16,7 +16,7 @@ from tests.mariadb_server import MariadbServer
 from tests.processes import ROOT, Program, Site, clean_environ, wait_until
 
 HOSTS = 100
-TOGETHER = ("flood", "deaf", "heavy", "crowded", "absurd", "backwards", "flapping", "doubles")
+TOGETHER = ("flood", "deaf", "heavy", "crowded", "absurd", "backwards", "flapping", "doubles", "clones")
 
 
 def attack(site: Site, names: tuple[str, ...], seconds: float) -> dict[str, dict[str, Any]]:
@@ -32,6 +32,7 @@ def attack(site: Site, names: tuple[str, ...], seconds: float) -> dict[str, dict
                 site.address,
                 "--seconds",
                 str(seconds),
+                *(site.enrolment_options() if site.has_tls else ()),
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -114,6 +115,8 @@ def test_hosts_are_on_time_beside_floods_lies_and_doubles(mariadb_site: Site) ->
     assert told["flapping"]["RESOURCE_EXHAUSTED"] >= 1
     assert counts["too_many_hellos"] >= 1
     assert counts["replaced"] >= 1
+    assert told["clones"]["ALREADY_EXISTS"] >= 1
+    assert counts["conflict"] >= 1
     assert counts["malformed"] >= told["crowded"]["INVALID_ARGUMENT"]
     assert counts["streams"] <= HOSTS + len(TOGETHER) * 30 + 30
 
@@ -137,6 +140,19 @@ def test_hosts_are_on_time_beside_garbage_and_connections_that_say_nothing(sqlit
     assert {"malformed", "no_hello"} <= {line["kind"] for line in refused}
     assert len(refused) <= 3 * 12
     assert {line["peer"] for line in refused} == {"127.0.0.1"}
+
+
+def test_hosts_are_on_time_beside_strangers_impostors_and_clones(sqlite_site: Site) -> None:
+    """All over TLS: with no certificate, a wrong one, somebody else's name, or somebody else's identity."""
+    told, counts = attacked(sqlite_site, ("strangers", "impostors", "clones", "garbage"), 6, tls="on")
+    assert set(told["strangers"]) == {"attack", "connections", "cut off"}
+    assert told["strangers"]["cut off"] > 100
+    assert counts["unauthenticated"] >= told["strangers"]["cut off"] - 8
+    assert set(told["impostors"]) <= {"attack", "streams", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"}
+    assert counts["wrong_host"] >= told["impostors"]["PERMISSION_DENIED"] >= 8
+    assert told["clones"]["ALREADY_EXISTS"] >= 1
+    assert counts["conflict"] >= 1
+    assert set(told["garbage"]) <= {"attack", "streams", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
 
 
 def test_an_outage_of_the_database_moves_no_stream(mariadb_site: Site, mariadb: MariadbServer) -> None:

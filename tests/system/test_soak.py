@@ -23,3 +23,5 @@ def test_three_minutes_of_faults_lose_nothing_and_write_nothing_twice(tmp_path: 
     assert verdict.reports > 10_000
     assert verdict.transitions > 3_000
     assert len(verdict.faults) > 12
+    assert verdict.renewals > 1.5 * verdict.hosts
+    assert verdict.ca_changes == 1

@@ -21,7 +21,7 @@ def collector(*arguments: str, **settings: str) -> tuple[int, str]:
 def run(program: str, *arguments: str, **settings: str) -> tuple[int, str]:
     done = subprocess.run(
         [PROGRAMS / program, *arguments],
-        env=clean_environ({"FLEETPULSE_LISTEN": "127.0.0.1:0", **settings}),
+        env=clean_environ({"FLEETPULSE_LISTEN": "127.0.0.1:0", "FLEETPULSE_TLS": "off", **settings}),
         capture_output=True,
         text=True,
         timeout=60,
@@ -47,7 +47,7 @@ def on_every_program(database: str) -> dict[str, tuple[int, str]]:
         ("lisen = 1", "line 1: lisen: no such key; did you mean listen?"),
         ("[silence]\nfleet_share = 'a lot'", "line 2: silence.fleet_share: expected `float`, got `str`"),
         ("[silence]\n\nfleet_share = 7", "silence.fleet_share: 7 is no share between 0 and 1"),
-        ("listen = '0.0.0.0:18443'", "plaintext is allowed only on loopback"),
+        ("tls = 'off'\nlisten = '0.0.0.0:18443'", "plaintext is allowed only on loopback"),
         ("listen = 'nonsense'", "expected HOST:PORT"),
         ("writers = 7", "writers: 7 do not fit into pool_size 8"),
         ("pool_size = \n", "at line 1"),
@@ -82,6 +82,13 @@ def collector_without_listen(path: Path) -> tuple[int, str]:
     return done.returncode, done.stderr.strip()
 
 
+def test_plaintext_on_another_address_is_refused():
+    status, line = collector(FLEETPULSE_LISTEN="0.0.0.0:18443", FLEETPULSE_TLS="off")
+    assert status == CONFIG
+    assert "0.0.0.0:18443 is reachable from other machines" in line
+    assert 'set tls = "on"' in line
+
+
 def test_a_misspelt_variable_is_an_error():
     status, line = collector(FLEETPULSE_DATABSE="x")
     assert status == CONFIG
@@ -109,7 +116,7 @@ def test_a_database_without_schema(database_url: str):
 
 
 def test_a_schema_of_a_newer_version(site: Site):
-    site.cli("db", "upgrade", check=True)
+    site.upgrade()
     change_schema_version(site.database_url, 99)
     for program, (status, line) in on_every_program(site.database_url).items():
         assert status == (CONFIG if program == "fleet-collector" else UNKNOWN)
@@ -121,7 +128,7 @@ def change_schema_version(database_url: str, version: int) -> None:
 
     store = open_store(database_url, pool_size=1)
     with store.transaction() as tx:
-        tx.execute("UPDATE schema_version SET version = %s", (version,))
+        tx.execute("INSERT INTO schema_version (version, applied_at) VALUES (%s, 0)", (version,))
     store.close()
 
 
