@@ -17,8 +17,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", 1 << 20),
     # A retry would send a Hello twice; delivery repeats whole streams instead, at its own pace.
     ("grpc.enable_retries", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # A channel serves one stream, and another one is opened at delivery's own pace. This one is not to try
+    # again by itself, even if something keeps it from going away.
+    ("grpc.initial_reconnect_backoff_ms", 600_000),
+    ("grpc.max_reconnect_backoff_ms", 600_000),
     # Channels to one address would share a connection. For many agents in one process, each has its own.
     ("grpc.use_local_subchannel_pool", 1),
     # The collector is on the site's own network; a proxy for the web is not the way there.
@@ -34,7 +36,7 @@ def open_channel(target: str, interval: int, stored: Stored | None) -> grpc.aio.
     options = channel_options(interval)
     if stored is None:
         return grpc.aio.insecure_channel(target, options=options)
-    credentials = grpc.ssl_channel_credentials(stored.ca_bundle, stored.key, stored.chain)
+    credentials = grpc.ssl_channel_credentials(stored.roots, stored.key, stored.chain)
     return grpc.aio.secure_channel(target, credentials, options=options)
 
 

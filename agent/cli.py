@@ -6,14 +6,16 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from fleetpulse import __version__
 
 if TYPE_CHECKING:
     from agent.config import AgentConfig
+
+_Value = TypeVar("_Value")
 
 UNKNOWN = 3
 """The exit code of monitoring plugins for "could not even try": usage, configuration, start."""
@@ -46,6 +48,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The console script."""
+    # grpc's own messages are for its developers; what matters of them comes as our errors.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     options = _parser().parse_args(arguments)
     try:
         code = _dispatch(options)
@@ -152,6 +156,8 @@ def _print_enrolment(config: AgentConfig) -> str | None:
     """As what this machine is enrolled, as a comment; where it enrolled, None: nowhere."""
     from agent.credential_files import CredentialFiles, CredentialsError
     from agent.identity import IdentityError, existing_host_id
+    from agent.refusal import noted_refusal
+    from agent.terminal import escape
 
     files = CredentialFiles(config.state_dir)
     collector = None
@@ -163,6 +169,9 @@ def _print_enrolment(config: AgentConfig) -> str | None:
         print(f"# {error}")
     else:
         print(f"# enrolled as {host_id}, its certificate holds until {stored.validity.until}")
+        refused = noted_refusal(config.state_dir, stored.chain)
+        if refused:
+            print(f"# the collector does not accept it: {escape(refused)}")
     return collector
 
 
@@ -189,10 +198,10 @@ def _enroll(options: argparse.Namespace, config: AgentConfig) -> int:
         return _fail("which collector? Give --collector HOST:PORT, or set collector in the configuration")
     try:
         asked = EnrolmentOptions(
-            collector=parse_endpoint(collector),
+            collector=_named("--collector", parse_endpoint, collector),
             enroll_port=options.enroll_port,
             token_file=options.token_file,
-            ca_fingerprint=parse_fingerprint(options.ca_fingerprint),
+            ca_fingerprint=_named("--ca-fingerprint", parse_fingerprint, options.ca_fingerprint),
             hostname=options.hostname,
             new_identity=options.new_identity,
             force=options.force,
@@ -222,6 +231,14 @@ def _enroll(options: argparse.Namespace, config: AgentConfig) -> int:
         print(f"{how} as {escape(standing.name)}, {standing.host_id}, with {standing.collector}")
         print(f"the certificate holds until {standing.validity.until} and is renewed before")
     return 0
+
+
+def _named(option: str, parse: Callable[[str], _Value], text: str) -> _Value:
+    """Raises ValueError with the option's name in it."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
 
 
 def _fail(problem: str) -> int:

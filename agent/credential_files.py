@@ -1,8 +1,9 @@
 """What enrolment leaves in the state directory, and renewal replaces.
 
-    host.pem        the private key, then the host's certificate and what leads to its CA
-    ca.pem          the CA certificates to trust
-    enrolment.json  where and as what this machine enrolled
+    host.pem         the private key, then the host's certificate and what leads to its CA
+    ca.pem           the CA certificates to trust
+    ca.previous.pem  those before, while no connection has proved the new ones good
+    enrolment.json   where and as what this machine enrolled
 
 A file is replaced as a whole: written aside, flushed, renamed. Key and certificate share one file because
 one is worth nothing without the other.
@@ -10,10 +11,14 @@ one is worth nothing without the other.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import ssl
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +27,17 @@ import msgspec
 from agent.certificate import CertificateError, Validity, certificates, validity
 from agent.state_dir import put_in_place, write_aside
 
-HOST_FILE, CA_FILE, ENROLMENT_FILE = "host.pem", "ca.pem", "enrolment.json"
+HOST_FILE, CA_FILE, PREVIOUS_CA_FILE, ENROLMENT_FILE = (
+    "host.pem",
+    "ca.pem",
+    "ca.previous.pem",
+    "enrolment.json",
+)
 MAX_FILE = 1 << 20  # bytes
+_ROOM = 128 << 10  # bytes; more than all the files of an enrolment together
 
 _AGAIN = "enrol this machine again: fleet-agent enroll --force"
+_SENT = "the CA bundle that the collector sent"
 _BEFORE_CERTIFICATES = b"-----BEGIN CERTIFICATE-----"
 
 
@@ -35,6 +47,10 @@ class CredentialsError(Exception):
 
 class NotEnrolledError(CredentialsError):
     """It never enrolled, or its state directory is another one."""
+
+
+class NotStoredError(CredentialsError):
+    """The disk did not take it; nothing is wrong with what was to be stored."""
 
 
 class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +78,14 @@ class Stored:
     validity: Validity
     stored_at: float
     """By this machine's clock."""
+    previous_bundle: bytes = b""
+    """The CA certificates before `ca_bundle`, which no connection has proved good yet."""
+    trusts_previous: bool = False
+
+    @property
+    def roots(self) -> bytes:
+        """The CA certificates of which the collector's certificate may be."""
+        return self.ca_bundle + (b"\n" + self.previous_bundle if self.trusts_previous else b"")
 
     @property
     def trust_id(self) -> bytes:
@@ -77,6 +101,14 @@ class Stored:
         """
         begin, end = self.validity
         return end - self.stored_at if begin <= self.stored_at < end else float(end - begin)
+
+    def renewal_due(self, share: float, now: float) -> float:
+        """When this share of its time is over, by this machine's clock, which says `now`."""
+        begin, end = self.validity
+        if self.stored_at > now:
+            # The clock was ahead, and was put right since: only the issuer's is of use.
+            return begin + share * (end - begin)
+        return self.stored_at + share * self.lifetime
 
 
 class CredentialFiles:
@@ -106,40 +138,69 @@ class CredentialFiles:
             bundle = _read(ca)
         except FileNotFoundError as error:
             raise NotEnrolledError(f"{error.filename} is missing; {_AGAIN}") from None
-        _check_pair(host)
+        _check_pair(str(host), str(host))
         begin = own.index(_BEFORE_CERTIFICATES)
         if b" PRIVATE KEY-----" not in own[:begin]:
             raise CredentialsError(f"{host}: the key has to come before the certificates; {_AGAIN}")
-        check_bundle(bundle, str(ca))
+        check_bundle(bundle, str(ca), _AGAIN)
         try:
             holds = _validity_of(own[begin:], host_id)
         except CertificateError as error:
             raise CredentialsError(f"{host}: {error}; {_AGAIN}") from None
-        return Stored(own[:begin], own[begin:], bundle, holds, stored_at)
+        return Stored(own[:begin], own[begin:], bundle, holds, stored_at, self._previous_bundle())
 
     def store_pair(self, key: bytes, chain: bytes, host_id: str) -> Validity:
-        """Replace key and certificate, if they fit each other and the host; from when to when they hold."""
-        path = self.folder / HOST_FILE
-        try:
-            holds = _validity_of(chain, host_id)
-        except CertificateError as error:
-            raise CredentialsError(f"the certificate that was issued: {error}") from None
-        aside = None
-        try:
-            aside = write_aside(path, key.rstrip() + b"\n" + chain)
-            _check_pair(aside)
-            put_in_place(aside, path)
-        except OSError as error:
-            raise CredentialsError(f"cannot store {path}: {error.strerror}") from None
-        finally:
-            if aside is not None:
-                aside.unlink(missing_ok=True)
+        """Replace key and certificate, if they fit each other and the host; from when to when they hold.
+
+        Raises NotStoredError.
+        """
+        holds = check_pair(key, chain, host_id)
+        self._store(HOST_FILE, _joined(key, chain))
         return holds
 
     def store_bundle(self, bundle: bytes) -> None:
-        """Replace the CA certificates, if they are some."""
-        check_bundle(bundle, "the CA bundle that the collector sent")
+        """Trust these CA certificates and no other, if they are some. Raises NotStoredError."""
+        check_bundle(bundle, _SENT)
         self._store(CA_FILE, bundle)
+        self._forget_previous()
+
+    def trust(self, bundle: bytes) -> bool:
+        """Trust these CA certificates, if they are some; whether they were others until now.
+
+        The last ones that have proved good are kept until `proved`. Raises NotStoredError.
+        """
+        check_bundle(bundle, _SENT)
+        current = self._bundle()
+        if bundle == current:
+            return False
+        good = self._previous_bundle() or current
+        if bundle != good:
+            self._store(PREVIOUS_CA_FILE, good)
+        self._store(CA_FILE, bundle)
+        if bundle == good:
+            self._forget_previous()
+        return True
+
+    def proved(self, bundle: bytes) -> None:
+        """The collector has shown a certificate of these CA certificates: those before are forgotten."""
+        if self._bundle() == bundle:
+            self._forget_previous()
+
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """There is room for everything that an enrolment stores, when this ends. Raises NotStoredError."""
+        try:
+            aside = write_aside(self.folder / "room", os.urandom(_ROOM))
+        except OSError as error:
+            raise NotStoredError(
+                f"there is no room for what enrolling leaves in {self.folder}: {error.strerror}; the token"
+                " was not used"
+            ) from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
 
     def store_enrolment(self, enrolment: Enrolment) -> None:
         """Replace where and as what this machine enrolled."""
@@ -162,21 +223,76 @@ class CredentialFiles:
             ) from None
         return True
 
+    def _bundle(self) -> bytes:
+        try:
+            return _read(self.folder / CA_FILE)
+        except FileNotFoundError:
+            return b""
+
+    def _previous_bundle(self) -> bytes:
+        """Empty if there is none that can be used."""
+        try:
+            bundle = _read(self.folder / PREVIOUS_CA_FILE)
+            check_bundle(bundle, PREVIOUS_CA_FILE)
+        except (FileNotFoundError, CredentialsError):
+            return b""
+        return bundle
+
+    def _forget_previous(self) -> None:
+        path = self.folder / PREVIOUS_CA_FILE
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise NotStoredError(f"cannot remove {path}: {error.strerror}") from None
+
     def _store(self, name: str, data: bytes) -> None:
         path = self.folder / name
+        aside = None
         try:
-            put_in_place(write_aside(path, data), path)
+            aside = write_aside(path, data)
+            put_in_place(aside, path)
         except OSError as error:
-            raise CredentialsError(f"cannot store {path}: {error.strerror}") from None
+            if aside is not None:
+                with contextlib.suppress(OSError):
+                    aside.unlink(missing_ok=True)
+            raise NotStoredError(f"cannot store {path}: {error.strerror}") from None
 
 
-def check_bundle(bundle: bytes, what: str) -> None:
-    """Raises CredentialsError unless a TLS client can use `bundle` as its trust anchors."""
+def check_bundle(bundle: bytes, what: str, advice: str = "") -> None:
+    """Raises CredentialsError unless `bundle` holds CA certificates that a TLS client can use."""
     try:
         certificates(bundle)
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=bundle.decode("ascii"))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cadata=bundle.decode("ascii"))
     except (CertificateError, ssl.SSLError, UnicodeDecodeError) as error:
-        raise CredentialsError(f"{what} cannot be used: {error}; {_AGAIN}") from None
+        raise _unusable(what, str(error), advice) from None
+    if not context.cert_store_stats()["x509_ca"]:
+        raise _unusable(what, "none of its certificates is a CA's", advice)
+
+
+def check_pair(key: bytes, chain: bytes, host_id: str) -> Validity:
+    """From when to when an issued certificate holds.
+
+    Raises CredentialsError unless it fits the key and the host.
+    """
+    try:
+        holds = _validity_of(chain, host_id)
+    except CertificateError as error:
+        raise CredentialsError(f"the certificate that was issued: {error}") from None
+    # The TLS library reads files only. This one needs no disk, which may be full.
+    with os.fdopen(os.memfd_create(HOST_FILE), "wb") as file:
+        file.write(_joined(key, chain))
+        file.flush()
+        _check_pair(f"/proc/self/fd/{file.fileno()}", "the certificate that was issued", advice="")
+    return holds
+
+
+def _joined(key: bytes, chain: bytes) -> bytes:
+    return key.rstrip() + b"\n" + chain
+
+
+def _unusable(what: str, reason: str, advice: str) -> CredentialsError:
+    return CredentialsError(f"{what} cannot be used: {reason}{f'; {advice}' if advice else ''}")
 
 
 def _validity_of(chain: bytes, host_id: str) -> Validity:
@@ -187,7 +303,7 @@ def _validity_of(chain: bytes, host_id: str) -> Validity:
     return validity(leaf)
 
 
-def _check_pair(path: Path) -> None:
+def _check_pair(path: str, what: str, advice: str = _AGAIN) -> None:
     """Raises CredentialsError unless there is a private key in `path` and a certificate that fits it."""
     try:
         # Without a password of our own, one for an encrypted key would be asked for on the terminal.
@@ -197,9 +313,9 @@ def _check_pair(path: Path) -> None:
             reason = "key and certificate do not belong together"
         else:
             reason = f"no private key and certificate in PEM, or a damaged one ({error.reason or error})"
-        raise CredentialsError(f"{path} cannot be used: {reason}; {_AGAIN}") from None
+        raise _unusable(what, reason, advice) from None
     except OSError as error:
-        raise CredentialsError(f"cannot read {path}: {error.strerror}") from None
+        raise CredentialsError(f"cannot read {what}: {error.strerror}") from None
 
 
 def _read(path: Path) -> bytes:

@@ -18,6 +18,7 @@ import grpc
 
 from agent.backlog import Spool
 from agent.backoff import Backoff
+from agent.complaints import Complaints
 from agent.credential_files import CredentialsError
 from agent.credentials import Credentials
 from agent.spool_file import SpoolError
@@ -77,7 +78,7 @@ class Delivery:
         self._suspect_seq = 0  # the last report of a batch that was refused; 0: none is suspected
         self._suspect_facts: Facts | None = None
         self._refused_facts: Facts | None = None
-        self._problem = ""  # what was logged last, so that it is not logged again every time
+        self._complaints = Complaints()
 
     @property
     def cautious(self) -> bool:
@@ -135,8 +136,7 @@ class Delivery:
             return
         self.acked_seq = seq
         self._failing_since = None
-        if self._problem:
-            self._problem = ""
+        if self._complaints.settle():
             log.info("delivering to %s again, %d reports wait", self._target, self.spool.pending())
         if self._suspect_seq and seq >= self._suspect_seq:
             self._suspects_cleared()
@@ -213,7 +213,5 @@ class Delivery:
         return self._backoff.delay(min(now - self._failing_since, at_most), self._draw())
 
     def _report(self, level: int, problem: str, delay: float) -> None:
-        if problem == self._problem:
-            level = logging.DEBUG  # an outage of hours is one line, not thousands
-        self._problem = problem
+        level = self._complaints.level(problem, level)
         log.log(level, "stream to %s ended: %s; next one in %.1f s", self._target, problem, delay)

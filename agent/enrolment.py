@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import stat
 import sys
 import time
@@ -16,11 +17,13 @@ from agent.certificate import Validity, certificates, pem_blocks
 from agent.config import AgentConfig
 from agent.credential_files import CredentialFiles, CredentialsError, Enrolment, Stored, check_bundle
 from agent.hardware import this_hardware
-from agent.identity import describe, existing_host_id, replace_host_id, stored_host_id
+from agent.identity import IdentityError, describe, existing_host_id, replace_host_id, stored_host_id
 from agent.keys import make_key_and_request
 from agent.pinning import EnrolmentFailedError, EnrolmentPort, fingerprint
+from agent.refusal import forget_refusal, noted_refusal
 from agent.state_dir import StateDirInUseError, claimed
 from agent.target import Endpoint
+from agent.terminal import escape
 from fleetpulse import __version__
 from fleetpulse.enrolment import ENROLL_PORT_OFFSET, MAX_TOKEN, EnrolRequest
 from fleetpulse.model import HostId
@@ -97,25 +100,35 @@ def _enroll(options: EnrolmentOptions, config: AgentConfig, files: CredentialFil
         agent_version=__version__,
         csr=pem_blocks(csr, "CERTIFICATE REQUEST")[0],
     )
-    enrolled = port.enroll(ca, request)
-    # An answer that makes no sense changes nothing. What a power cut leaves half done is noticed at the
-    # next start, because the certificate names its host.
-    check_bundle(enrolled.ca_bundle, "the CA bundle that the collector sent")
-    holds = files.store_pair(key, enrolled.chain, host_id)
-    if options.new_identity:
-        _set_spool_aside(config.state_dir)
-        replace_host_id(id_file, host_id)
-    files.store_bundle(enrolled.ca_bundle)
+    # A token may be good for one try: a full disk shows before it is spent.
+    with files.room():
+        enrolled = port.enroll(ca, request)
     name = enrolled.name or identity.hostname
-    files.store_enrolment(
-        Enrolment(
-            collector=str(options.collector),
-            name=name,
-            hardware_id=hardware_id,
-            hostname=hostname,
-            ca_fingerprint=options.ca_fingerprint.hex(),
+    try:
+        # An answer that makes no sense changes nothing. What a power cut leaves half done is noticed at the
+        # next start, because the certificate names its host.
+        check_bundle(enrolled.ca_bundle, "the CA bundle that the collector sent")
+        holds = files.store_pair(key, enrolled.chain, host_id)
+        if options.new_identity:
+            _set_spool_aside(config.state_dir)
+            replace_host_id(id_file, host_id)
+        files.store_bundle(enrolled.ca_bundle)
+        files.store_enrolment(
+            Enrolment(
+                collector=str(options.collector),
+                name=name,
+                hardware_id=hardware_id,
+                hostname=hostname,
+                ca_fingerprint=options.ca_fingerprint.hex(),
+            )
         )
-    )
+    except (CredentialsError, IdentityError, EnrolmentFailedError) as error:
+        raise EnrolmentFailedError(
+            f"{error}. The collector knows this machine by now, and the token may be used up: then get one made"
+            f" for it (collector-cli token create --host {escape(name)}) and enrol again with --force"
+        ) from None
+    with contextlib.suppress(OSError):
+        forget_refusal(config.state_dir)  # which is of an earlier certificate, and counts for no other
     return Standing(host_id, name, str(options.collector), holds, is_new=True)
 
 
@@ -143,6 +156,10 @@ def _standing(
         or options.ca_fingerprint.hex() not in known
         or stored.validity.not_after <= time.time()
     ):
+        return None
+    refused = noted_refusal(files.folder, stored.chain)
+    if refused:
+        warn(f"it is enrolled, but the collector does not accept its certificate ({escape(refused)})")
         return None
     hardware_id = this_hardware()
     if enrolment.hardware_id and hardware_id and enrolment.hardware_id != hardware_id:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import ssl
 from collections.abc import Sequence
 
 from agent.certificate import utc
 from agent.credential_files import Stored
+from agent.refusal import ENROL_AGAIN
 from agent.target import Endpoint, parse_endpoint
 
 _NAMES_TIMEOUT = 5.0  # seconds
@@ -24,14 +26,23 @@ def is_name_mismatch(details: str) -> bool:
     return "Hostname Verification Check failed" in details
 
 
+def is_distrust(details: str) -> bool:
+    """Whether gRPC's words mean a server whose certificate is of no CA that is trusted."""
+    is_of_time = "certificate is not yet valid" in details or "certificate has expired" in details
+    return "CERTIFICATE_VERIFY_FAILED" in details and not is_of_time
+
+
 def explain(details: str, target: str, stored: Stored | None, names: Sequence[str], now: float) -> str:
     """What `details`, gRPC's words, mean; unchanged if they speak for themselves.
 
-    `stored` are the credentials that were used, None: the connection was plaintext. `names` are those in the server's certificate, as far as they are known. `now` in seconds.
+    `stored` are the credentials that were used, None: the connection was plaintext. `names` are those in the
+    server's certificate, as far as they are known. `now` in seconds.
     """
     was_closed = "failed to connect" in details and ("Socket closed" in details or "reset by peer" in details)
     if stored is None:
-        return f'{details}; does the collector speak TLS? then leave tls at "on"' if was_closed else details
+        if was_closed:
+            return f'{target} closed the connection; does the collector speak TLS? then leave tls at "on"'
+        return details
     if is_name_mismatch(details):
         shown = ", ".join(names[:MAX_NAMES]) or "other names"
         return (
@@ -45,7 +56,7 @@ def explain(details: str, target: str, stored: Stored | None, names: Sequence[st
             "the collector's certificate has expired, or this machine's clock is wrong:"
             f" it says {utc(now)} ({details})"
         )
-    if "CERTIFICATE_VERIFY_FAILED" in details:
+    if is_distrust(details):
         return (
             f"the certificate that {target} shows is not of a CA that this machine trusts: somebody else"
             " answers there, or the collector has a new CA; then enrol this machine again:"
@@ -55,10 +66,7 @@ def explain(details: str, target: str, stored: Stored | None, names: Sequence[st
         return f'what listens at {target} does not speak TLS (tls = "off" on the collector?)'
     if was_closed:
         if stored.validity.not_after < now:
-            return (
-                f"this host's certificate expired on {stored.validity.until}; get a token for it"
-                " (collector-cli token create --host NAME) and enrol again: fleet-agent enroll --force"
-            )
+            return f"this host's certificate expired on {stored.validity.until}; {ENROL_AGAIN}"
         if stored.validity.not_before > now:
             return (
                 f"the connection was closed in the TLS handshake, and this host's certificate begins to hold"
@@ -86,12 +94,20 @@ async def _names_of_server(endpoint: Endpoint, stored: Stored) -> list[str]:
     context.check_hostname = False
     context.set_alpn_protocols(["h2"])
     with contextlib.suppress(OSError, TimeoutError, ssl.SSLError):
-        context.load_verify_locations(cadata=stored.ca_bundle.decode())
+        context.load_verify_locations(cadata=stored.roots.decode())
         async with asyncio.timeout(_NAMES_TIMEOUT):
             _, writer = await asyncio.open_connection(
                 endpoint.host, endpoint.port, ssl=context, server_hostname=endpoint.host
             )
             writer.close()
             shown = writer.get_extra_info("peercert") or {}
-            return [str(name) for _, name in shown.get("subjectAltName", ())]
+            return [_as_people_write_it(str(name)) for _, name in shown.get("subjectAltName", ())]
     return []
+
+
+def _as_people_write_it(name: str) -> str:
+    """An IPv6 address comes with all its zeros."""
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        return name

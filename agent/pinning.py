@@ -11,6 +11,7 @@ import hashlib
 import re
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import grpc
@@ -24,6 +25,7 @@ from fleetpulse.enrolment import Enrolled, EnrolRequest, enroll, fetch_trust
 
 _CONNECT_TIMEOUT = 10.0  # seconds
 _CALL_TIMEOUT = 20.0  # seconds
+_SEEN_TIMEOUT = 5.0  # seconds
 _MAX_DETAILS = 1_000  # characters of what the collector says
 _OPTIONS = (
     ("grpc.enable_retries", 0),  # a token may be good for one try
@@ -49,6 +51,10 @@ class EnrolmentFailedError(Exception):
 
 class EnrolmentRefusedError(EnrolmentFailedError):
     """The collector understood and said no: the same again will not help."""
+
+
+class _WrongNameError(EnrolmentFailedError):
+    """The collector's certificate is for other names."""
 
 
 def parse_fingerprint(text: str) -> bytes:
@@ -80,7 +86,11 @@ class EnrolmentPort:
         """The one CA certificate with this fingerprint, in PEM; `now` in seconds."""
         self._shown = self._shown_certificate()
         self._check_time(now)
-        bundle = self._call(self._shown.encode(), lambda channel: fetch_trust(channel, _CALL_TIMEOUT))
+        try:
+            bundle = self._call(self._shown.encode(), lambda channel: fetch_trust(channel, _CALL_TIMEOUT))
+        except _WrongNameError:
+            self._be_seen()
+            raise
         try:
             found = certificates(bundle)
         except CertificateError as error:
@@ -100,6 +110,15 @@ class EnrolmentPort:
         Raises EnrolmentRefusedError.
         """
         return self._call(ca, lambda channel: enroll(channel, request, _CALL_TIMEOUT))
+
+    def _be_seen(self) -> None:
+        """Ask under a name that is in the certificate, too.
+
+        The collector tells its admin of those who ask and do not enrol, and hears of nobody else.
+        """
+        name = next(iter(_names_in(self._shown)), "")
+        with suppress(EnrolmentFailedError):
+            self._call(self._shown.encode(), lambda channel: fetch_trust(channel, _SEEN_TIMEOUT), name)
 
     def _shown_certificate(self) -> str:
         try:
@@ -129,9 +148,11 @@ class EnrolmentPort:
                 " clock that is wrong, here or on the collector"
             )
 
-    def _call(self, root: bytes, call: Callable[[grpc.Channel], _Answer]) -> _Answer:
+    def _call(self, root: bytes, call: Callable[[grpc.Channel], _Answer], name: str = "") -> _Answer:
+        """`name` is what the server's certificate is to be for, if not for the endpoint."""
         credentials = grpc.ssl_channel_credentials(root)
-        with grpc.secure_channel(str(self._endpoint), credentials, options=_OPTIONS) as channel:
+        options = (*_OPTIONS, ("grpc.ssl_target_name_override", name)) if name else _OPTIONS
+        with grpc.secure_channel(str(self._endpoint), credentials, options=options) as channel:
             try:
                 return call(channel)
             except grpc.RpcError as error:
@@ -149,7 +170,7 @@ class EnrolmentPort:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return EnrolmentFailedError(f"{self._endpoint} did not answer within {_CALL_TIMEOUT:g} s")
         if is_name_mismatch(details):
-            return EnrolmentFailedError(
+            return _WrongNameError(
                 f"the certificate of {self._endpoint} is for {_names(self._shown)}, not for"
                 f" {self._endpoint.host}; call it by one of these, or add the name to identity.names in the"
                 " collector's configuration"
@@ -169,10 +190,13 @@ class EnrolmentPort:
 
 def _names(pem: str) -> str:
     """What a certificate says it is for, in one line."""
+    return escape(", ".join(_names_in(pem)[:MAX_NAMES])[:_MAX_DETAILS]) or "nobody"
+
+
+def _names_in(pem: str) -> list[str]:
     try:
         certificate = x509.load_pem_x509_certificate(pem.encode())
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        shown = [str(name.value) for name in names]
     except (ValueError, x509.ExtensionNotFound):
-        shown = []
-    return escape(", ".join(shown[:MAX_NAMES])[:_MAX_DETAILS]) or "nobody"
+        return []
+    return [str(name.value) for name in names]

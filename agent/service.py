@@ -32,6 +32,7 @@ from agent.identity import Identity, existing_host_id, load_identity
 from agent.measure import Measurer
 from agent.memory_spool import MemorySpool
 from agent.periodic import Periodic
+from agent.refusal import ENROL_AGAIN
 from agent.schedule import Schedule
 from agent.spool import DiskSpool, Limits
 from agent.spool_file import SpoolError
@@ -94,7 +95,7 @@ def _enrolled_speaker(config: AgentConfig) -> _Speaker:
         )
     stored = files.load(identity.host_id)
     if stored.validity.not_after < time.time():
-        log.error("this host's certificate expired on %s, enrol again", stored.validity.until)
+        log.error("this host's certificate expired on %s; %s", stored.validity.until, ENROL_AGAIN)
     hardware_id = this_hardware()
     _tell_if_moved(enrolment, hardware_id)
     return _Speaker(

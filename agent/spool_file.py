@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _VERSION = 2
@@ -76,6 +77,7 @@ def errors(path: Path) -> Iterator[None]:
 def connect(path: Path, new_epoch: int) -> tuple[sqlite3.Connection, sqlite3.Connection]:
     """A writer and a reader on the spool at `path`, made with `new_epoch` if there is none yet."""
     with errors(path):
+        _keep_private(path)
         writer = _connect(path)
         try:
             writer.execute(f"PRAGMA page_size = {_PAGE_SIZE}")  # both before the first table
@@ -92,6 +94,22 @@ def connect(path: Path, new_epoch: int) -> tuple[sqlite3.Connection, sqlite3.Con
     return writer, reader
 
 
+def _keep_private(path: Path) -> None:
+    """Have the file there, and it and its log the owner's alone: SQLite gives the log the file's mode.
+
+    Raises SpoolError.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        for suffix in ("", *_SIDE_FILES):
+            file = path.with_name(path.name + suffix)
+            with suppress(FileNotFoundError):
+                if file.stat().st_mode & 0o077:
+                    file.chmod(0o600)
+    except OSError as error:
+        raise SpoolError(f"spool {path} cannot be opened: {error.strerror}") from None
+
+
 def _connect(path: Path) -> sqlite3.Connection:
     # Several threads use a connection, but never two at once; the spool sees to that.
     return sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
@@ -106,7 +124,6 @@ def _check(writer: sqlite3.Connection, path: Path, new_epoch: int) -> None:
             _run(writer, _SCHEMA)
             writer.execute("INSERT INTO meta (epoch, lost) VALUES (?, 0)", (new_epoch,))
             writer.execute(f"PRAGMA user_version = {_VERSION}")
-        path.chmod(0o600)
         return
     if version not in (1, _VERSION):
         raise SpoolCorruptError(f"spool {path} has format {version}, this agent knows {_VERSION}")

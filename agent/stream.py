@@ -27,7 +27,7 @@ from agent.backlog import Spool, Waiting
 from agent.channel import open_channel
 from agent.credential_files import Stored
 from agent.credentials import Credentials
-from agent.handshake import explained
+from agent.handshake import explained, is_distrust
 from agent.stream_end import (
     StreamDismissedError,
     StreamEndedError,
@@ -126,11 +126,29 @@ class Stream:
             self._hello = replace(self._hello, trust_id=stored.trust_id)
         try:
             await self._speak(stored)
-        except StreamLostError as end:
-            if self._welcome is not None:
-                raise
-            problem = await explained(str(end), self._target, stored, time.time())
-            raise StreamLostError(problem) from None
+        except StreamEndedError as error:
+            # Where it was raised is full of references to the call. While one of them is left, gRPC's
+            # channel goes on connecting, closed or not.
+            end = error.with_traceback(None)
+            end.__context__ = end.__cause__ = None
+        finally:
+            self._end = None
+        try:
+            raise await self._judged(end, stored)
+        finally:
+            del end
+
+    async def _judged(self, end: StreamEndedError, stored: Stored | None) -> StreamEndedError:
+        """`end` in words that help, once what it says of the credentials is noted."""
+        credentials, is_welcome = self._credentials, self._welcome is not None
+        if isinstance(end, StreamRefusedError):
+            if credentials is not None and end.code is grpc.StatusCode.UNAUTHENTICATED:
+                await credentials.refused(str(end))
+        elif isinstance(end, StreamLostError) and not is_welcome:
+            if credentials is not None and is_distrust(str(end)) and credentials.fall_back():
+                return StreamRenewedError()
+            return StreamLostError(await explained(str(end), self._target, stored, time.time()))
+        return end
 
     async def _speak(self, stored: Stored | None) -> NoReturn:
         channel = open_channel(self._target, self._hello.interval, stored)
@@ -157,6 +175,8 @@ class Stream:
         async with self._answered_within(self._timeouts.welcome, "no answer within"):
             await self._write(call, convert.encode_hello(self._hello))
             await self._until(lambda: self._welcome is not None)
+        if self._credentials is not None:
+            await self._credentials.welcomed()
         committed = self.committed_seq or 0
         known = spool.sent_seq
         if committed > known:
@@ -203,6 +223,8 @@ class Stream:
             await credentials.trust(trust.ca_bundle, trust.renew_within)
         certificate, self._certificate = self._certificate, None
         if certificate is not None and await credentials.accept(certificate.chain):
+            raise StreamRenewedError
+        if await credentials.have_changed():
             raise StreamRenewedError
         csr = credentials.request(self.wake)
         if csr is not None:

@@ -6,6 +6,7 @@ import grpc
 import grpc.aio
 
 from agent.backlog import Waiting
+from agent.refusal import ENROL_AGAIN
 
 # The collector understood and said no. Trying again soon would change nothing.
 _REFUSALS = frozenset(
@@ -34,10 +35,10 @@ class StreamOutdatedError(StreamEndedError):
 
 
 class StreamRenewedError(StreamEndedError):
-    """There is a new certificate; the next stream uses it."""
+    """There is a new certificate, or another CA to trust; the next stream uses it at once."""
 
     def __init__(self) -> None:
-        super().__init__("the certificate was renewed")
+        super().__init__("the credentials changed")
 
 
 class StreamDismissedError(StreamEndedError):
@@ -52,7 +53,10 @@ class StreamRefusedError(StreamEndedError):
     """The collector refused what it was sent. `in_flight` is what waited for an Ack just then."""
 
     def __init__(self, code: grpc.StatusCode, details: str, in_flight: Waiting | None) -> None:
-        super().__init__(f"refused: {details or 'no reason given'} ({code.name})")
+        text = f"refused: {details or 'no reason given'} ({code.name})"
+        if code is grpc.StatusCode.UNAUTHENTICATED and "fleet-agent enroll" not in details:
+            text += f"; {ENROL_AGAIN}"
+        super().__init__(text)
         self.code = code
         self.in_flight = in_flight
 

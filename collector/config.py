@@ -187,6 +187,11 @@ def _identity_problem(identity: Identity) -> tuple[str, str] | None:
             "without identity.ca_key nothing can be signed here; set that, or identity.certificate and identity.key",
         )
     for name in identity.names:
+        if "%" in name and _is_address(name):
+            return (
+                "identity.names",
+                f"{name!r} has a scope, which no certificate can hold; write {name.partition('%')[0]!r}",
+            )
         if not _NAME.fullmatch(name) and not _is_address(name):
             return "identity.names", f"{name!r} is neither a DNS name nor an IP address"
     if identity.enroll_listen not in ("", "off"):

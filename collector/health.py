@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Callable, Mapping
 
 import structlog
-from grpc import aio
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as health_aio
 
 from collector.store.errors import StoreError
 
@@ -30,12 +25,10 @@ class Health:
     """Serving or not, heard from every thread that uses the database.
 
     A thread's problem is over when its own next transaction goes well: who can read says nothing of
-    who cannot write. `on_change(serving)` is called once for each change, in the thread that noticed
-    it; it must not wait for anything.
+    who cannot write.
     """
 
-    def __init__(self, on_change: Callable[[bool], None]):
-        self._on_change = on_change
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._problems: dict[str, str] = {}  # by source
         self._since: dict[str, float] = {}  # when each source's problem began; monotonic
@@ -69,43 +62,19 @@ class Health:
         if error is None and source not in self._problems:
             return
         with self._lock:
-            before = bool(self._problems)
-            if error is None:
-                self._problems.pop(source, None)
-                self._since.pop(source, None)
-            else:
+            if error is not None:
                 self._problems[source] = str(error)
                 self._since.setdefault(source, time.monotonic())
                 self._say(str(error))
-            now = bool(self._problems)
-            if now == before:
                 return
-            if not now:
+            self._since.pop(source, None)
+            # Another thread may have the same source, and have told the same before.
+            if self._problems.pop(source, None) is not None and not self._problems:
                 self._said.clear()
                 log.info("the database is back")
-            self._on_change(not now)
 
     def _say(self, problem: str) -> None:
         # Threads that fail for two reasons by turns must not fill the log during a long outage.
         if problem not in self._said and len(self._said) < _SAID_AT_MOST:
             self._said.add(problem)
             log.error("cannot use the database; nothing is acked until it is back", error=problem)
-
-
-class HealthServicer(health_aio.HealthServicer):  # type: ignore[misc]  # it has no types
-    """The standard health service, which also says why it does not serve, and what was counted."""
-
-    def __init__(self, problem: Callable[[], str], counts: Callable[[], Mapping[str, int]]):
-        super().__init__()
-        self._problem = problem
-        self._counts = counts
-
-    async def Check(  # noqa: N802 - the name of the service definition
-        self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[object, object]
-    ) -> health_pb2.HealthCheckResponse:
-        """See the standard; the rest travels as `PROBLEM_METADATA` and `COUNTS_METADATA`."""
-        told = [(COUNTS_METADATA, json.dumps(self._counts()).encode())]
-        if problem := self._problem():
-            told.append((PROBLEM_METADATA, problem.encode()))
-        context.set_trailing_metadata(tuple(told))
-        return await super().Check(request, context)

@@ -29,8 +29,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import click
 import structlog
 from grpc import aio
-from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from collector import config as configuration
 from collector import logs
@@ -38,11 +36,12 @@ from collector.clock import Clock
 from collector.config import Config, Loaded
 from collector.core.render import escape
 from collector.core.rules import RuleSet
-from collector.health import Health, HealthServicer
+from collector.health import Health
 from collector.identity.key_files import KeyringError
 from collector.identity.service import IdentityService, enroll_address
 from collector.ingest.bounds import Bounds
 from collector.ingest.door import Door
+from collector.ingest.health_checks import HealthChecks
 from collector.ingest.server import IngestServicer, create_server
 from collector.ingest.sessions import Sessions
 from collector.rules_file import fingerprint, load_rules
@@ -86,8 +85,7 @@ class Service:
         self._stop = asyncio.Event()
         self._crashed = False
         self._loop = asyncio.get_running_loop()
-        self._health = Health(self._publish_health)
-        self._health_service = HealthServicer(lambda: self._health.problem, lambda: self._servicer.counts)
+        self._health = Health()
         self._rules_changed = threading.Event()
         self._identity = IdentityService(config, store, self._clock.now) if config.tls == "on" else None
         self._sessions = Sessions()
@@ -117,12 +115,13 @@ class Service:
             name=config.name,
             credentials=self._identity.desk if self._identity else None,
         )
+        self._health_checks = HealthChecks(self._health, self._servicer.counts, self._servicer.calls)
 
     async def run(self) -> int:
         """Serve until a signal; the exit code. Raises StartError."""
         identity = self._identity
         server = create_server(self._servicer, [identity.handshakes] if identity else [])
-        add_HealthServicer_to_server(self._health_service, server)
+        self._health_checks.serve_on(server)
         address, enroll_address = self._bind(server)
         sweeper = self._create_sweeper(address)
         sweeper.join_collectors(lambda tx: check_budget(self._config, tx))
@@ -251,12 +250,8 @@ class Service:
         self._door.rejudge(known)
         log.info("judging stored values by the new rules", hosts=len(known))
 
-    def _publish_health(self, serving: bool) -> None:
-        status = HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
-        asyncio.run_coroutine_threadsafe(self._health_service.set("", status), self._loop)
-
     async def _drain(self, server: aio.Server) -> None:
-        await self._health_service.enter_graceful_shutdown()
+        self._health_checks.stop()
         if self._identity:
             await self._identity.stop_enrolment()
         deadline = self._loop.time() + self._config.drain_timeout

@@ -32,6 +32,7 @@ _CLOCK_TOLERANCE = 500
 _CLOCK_DIFFERENCE = 5_000  # milliseconds between our clock and the system's that are worth a warning
 
 _LONG_AWAY = 86_400_000  # milliseconds; a clock that is years ahead must not delete what is years old by it
+_BRAKE = 86_400.0  # seconds that an admin has to set such a clock before anything old is deleted
 
 _REVOKED_LATELY = 60_000  # milliseconds; whoever was about to be admitted then has a session by now
 _REMEMBERED = (
@@ -102,6 +103,7 @@ class Sweeper(threading.Thread):
         with self._store.transaction() as tx:
             agreed = agree_on_time(tx, self._me.name, self._clock.now())
             admit(tx)
+            jump = agreed.now - self._clock.now() if agreed.others else 0
             if agreed.others:
                 self._clock.go_on_from(agreed.now)
             me = self._me._replace(listening_since=agreed.now, heartbeat_at=agreed.now)
@@ -113,12 +115,14 @@ class Sweeper(threading.Thread):
                 hosts=agreed.brought_back,
             )
         if agreed.away > _LONG_AWAY:
-            log.warning(
-                "no collector was heard for long, or the clock is wrong: nothing old is deleted for a day",
-                days=agreed.away // _LONG_AWAY,
-            )
-            self._next_upkeep += _LONG_AWAY / 1000
+            self._brake("no collector was heard for long, or the clock is wrong", agreed.away)
+        if abs(jump) > _LONG_AWAY:
+            self._brake("the system's clock is not the other collectors'", jump)
         self._watch_system_clock()
+
+    def _brake(self, why: str, milliseconds: int) -> None:
+        log.warning("nothing old is deleted for a day", reason=why, days=round(milliseconds / _LONG_AWAY, 1))
+        self._next_upkeep = max(self._next_upkeep, time.monotonic() + _BRAKE)
 
     def run(self) -> None:
         """Until `stop`; a failing database is tried again at the next turn."""
@@ -128,7 +132,7 @@ class Sweeper(threading.Thread):
                 self.look_at_identities()  # first: a revocation is promised to take seconds
                 self.sweep()
                 if time.monotonic() >= self._next_upkeep:
-                    self._look_after_size()
+                    self.look_after_size()
             except StoreLocked as error:
                 self._on_outcome(error)
             except StoreConflict as conflict:
@@ -139,13 +143,17 @@ class Sweeper(threading.Thread):
                 self._on_outcome(None)
         self._note_the_end()
 
-    def _look_after_size(self) -> None:
+    def look_after_size(self) -> None:
+        """Delete a part of what is too old, unless one of the clocks must be wrong."""
         # A little at each turn: a backlog of millions must not keep the heartbeat waiting.
-        before = self._clock.now() - self._event_retention
+        now, ahead = self._clock.now(), self._clock.behind_system()
+        if abs(ahead) > _LONG_AWAY:
+            self._brake("the system's clock is not the collectors'", ahead)
+            return
         deleted = (
-            upkeep.delete_old_events(self._store, before),
+            upkeep.delete_old_events(self._store, now - self._event_retention),
             upkeep.delete_unused_layouts(self._store),
-            upkeep.delete_ended_credentials(self._store, self._clock.now() - _REMEMBERED),
+            upkeep.delete_ended_credentials(self._store, now + min(0, ahead) - _REMEMBERED),
         )
         if max(deleted) < upkeep.AT_ONCE:
             self._next_upkeep = time.monotonic() + _UPKEEP_INTERVAL
@@ -195,6 +203,8 @@ class Sweeper(threading.Thread):
             return now
         log.warning("the clock was behind the other collectors'", seconds=(others - now) / 1000)
         self._clock.go_on_from(others)
+        if others - now > _LONG_AWAY:
+            self._brake("the clock was not the other collectors'", others - now)
         return others
 
     def _watch_system_clock(self) -> None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from bench.enrolled_host import Enroller
+from collector.cli.main import run
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
 _Result = TypeVar("_Result")
+_one_inside = threading.Lock()  # the environment and the standard output are the whole process's
 
 
 def wait_until(condition: Callable[[], _Result], *, seconds: float = 20, what: str = "") -> _Result:
@@ -182,14 +186,29 @@ class Site:
         return self._ca_fingerprint
 
     def json(self, *arguments: str) -> Any:
-        """What a command prints with --json."""
-        done = self.cli(*arguments, "--json")
-        assert done.stdout, done.stderr
-        return json.loads(done.stdout)
+        """What a command prints with --json.
+
+        It runs in this process: tests look again and again, and a process for each look takes longer than
+        what they wait for.
+        """
+        said = self._inside(self._common_settings, *arguments, "--json")
+        assert said, f"{arguments} printed nothing"
+        return json.loads(said)
 
     def upgrade(self) -> None:
         """Make the schema, by the account that may."""
-        self.cli("db", "upgrade", check=True, FLEETPULSE_DATABASE=self.upgrade_url)
+        self._inside({**self._common_settings, "FLEETPULSE_DATABASE": self.upgrade_url}, "db", "upgrade")
+
+    @staticmethod
+    def _inside(values: dict[str, str], *arguments: str) -> str:
+        said = io.StringIO()
+        with _one_inside, pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+            for name in os.environ.keys() - clean_environ({}).keys():
+                patch.delenv(name)
+            for name, value in values.items():
+                patch.setenv(name, value)
+            run(list(arguments))
+        return said.getvalue()
 
     def collector(self, *, upgrade: bool = True, **settings: str) -> Program:
         """Start a collector on a free port, with FLEETPULSE_<settings>; returns when it listens."""

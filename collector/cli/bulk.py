@@ -35,11 +35,15 @@ class Wanted(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The machines, by what was done for them: they got a token, have one already, or need none."""
+    """The machines, by what was done for them: they got a token, have one already, or need none.
+
+    `spent` are those of the last whose token cannot be used any more; its file is gone.
+    """
 
     created: list[str]
     kept: list[str]
     enrolled: list[str]
+    spent: list[str]
 
 
 def create_for_inventory(store: Store, wanted: Wanted, folder: TokenFolder) -> Done:
@@ -52,6 +56,8 @@ def create_for_inventory(store: Store, wanted: Wanted, folder: TokenFolder) -> D
     done = change(store, lambda tx, now: _write(tx, now, wanted, there, fresh))
     for name in done.created:
         folder.write(name, fresh[name])
+    for name in done.spent:
+        folder.remove(name)
     return done
 
 
@@ -60,19 +66,27 @@ def _write(tx: Transaction, now: int, wanted: Wanted, there: dict[str, str], fre
     # Certificates follow the clocks of those who check them.
     certified = load_certified(tx, time.time_ns() // 1_000_000)
     tokens = find_tokens(tx, [hash_token(text) for text in there.values()])
-    done = Done([], [], [])
+    done = Done([], [], [], [])
     replaced: list[int] = []
     added: list[NewToken] = []
+    named: dict[int, str] = {}  # by record
     for name, own_groups in wanted.machines.items():
         try:
             record = known.find(name)
         except AmbiguousName as error:
             raise CliError(f"{error}; rename or remove one of them") from None
+        if record is not None and named.setdefault(record.host, name) != name:
+            raise CliError(
+                f"{named[record.host]} and {name} are one host here: {record.hostname} ({record.host_id}), whose "
+                f"machine calls itself {record.own_name or record.hostname}; leave one of them out of the inventory"
+            )
+        stored = tokens.get(hash_token(there[name])) if name in there else None
         if record is not None and record.host in certified and not wanted.again:
             done.enrolled.append(name)
+            if name in there and (stored is None or not stored.is_valid(now)):
+                done.spent.append(name)
             continue
         groups = tuple(dict.fromkeys((*own_groups, *wanted.groups)))
-        stored = tokens.get(hash_token(there[name])) if name in there else None
         if (
             stored is not None
             and not wanted.again

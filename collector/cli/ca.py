@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,15 +13,19 @@ from collector.cli import options
 from collector.cli.output import Cell, Line, Page, Table, line, summary
 from collector.cli.session import CliError, Session
 from collector.cli.times import local, utc
-from collector.core.render import count
+from collector.core.render import count, duration, listed
 from collector.identity.authority import fingerprint_of, names_of, not_after_of, not_before_of
 from collector.identity.key_files import KeyringError
 from collector.identity.keyring import Keyring
 from collector.identity.material import Material
 from collector.identity.service import create_keyring
 from collector.store.certificates import count_by_issuer
+from collector.store.collectors import load_listening
 from collector.store.errors import StoreError
+from collector.store.reading import load_certified_by
 from fleetpulse.model import State
+
+_LOOKED = 3.0  # seconds within which a running collector has surely looked at the files
 
 
 @click.group("ca", context_settings={"help_option_names": ["-h", "--help"]})
@@ -113,17 +117,21 @@ def finish(session: Session, *, force: bool) -> int:
       collector-cli ca finish
       collector-cli ca finish --force
 
-    Exit codes: 0 one CA is trusted; 3 more are, and the message says why.
+    Exit codes: 0 one CA is trusted; 1 one is, and hosts were left behind all the same, because they got a
+    certificate of the old CA at the last moment; 3 more are, and the message says why.
     """
     with _keyring(session) as keyring:
         material = keyring.load()
-        if not force:
-            _require_nobody_left(session, material)
+        old = [fingerprint_of(ca) for ca in material.trusted[1:]]
+        if old:
+            _let_collectors_look(keyring)
+        if old and not force:
+            _require_nobody_left(session, old)
         material = keyring.finish()
     fingerprint = material.server_issuer_fingerprint.hex()
     session.show_line(line(f"only this CA is trusted now: {fingerprint}"))
     session.show_line(line("new machines need this fingerprint to enroll"))
-    return State.OK.value
+    return State.OK.value if force else _tell_latecomers(session, old)
 
 
 @dataclass(frozen=True)
@@ -227,10 +235,7 @@ def _count_hosts(session: Session) -> tuple[dict[bytes, int] | None, str]:
         return None, str(error)
 
 
-def _require_nobody_left(session: Session, material: Material) -> None:
-    old = [fingerprint_of(ca) for ca in material.trusted[1:]]
-    if not old:
-        return
+def _require_nobody_left(session: Session, old: Sequence[bytes]) -> None:
     hosts, problem = _count_hosts(session)
     if hosts is None:
         raise CliError(
@@ -239,7 +244,42 @@ def _require_nobody_left(session: Session, material: Material) -> None:
     left = sum(hosts.get(fingerprint, 0) for fingerprint in old)
     if left:
         raise CliError(
-            f"{count(left, 'certificate')} of the old CA would not be accepted any more; the hosts that are connected"
-            " renew theirs by themselves, the others when they come back (collector-cli hosts shows which are"
-            " silent, remove forgets them); --force leaves them behind"
+            f"{count(left, 'certificate')} of the old CA would not be accepted any more: {_holders(session, old)};"
+            " the hosts that are connected renew theirs by themselves, the others when they come back"
+            " (collector-cli remove forgets one); --force leaves them behind"
         )
+
+
+def _holders(session: Session, old: Sequence[bytes]) -> str:
+    """Who has these certificates, and when each was heard last."""
+    with session.store() as store, store.transaction(write=False) as tx:
+        now = load_listening(tx).now
+        hosts = load_certified_by(tx, old, time.time_ns() // 1_000_000)
+    return listed(
+        [
+            f"{host.hostname} ({f'heard {duration(now - host.received_at)} ago' if host.received_at else 'never heard'})"
+            for host in hosts
+        ]
+    )
+
+
+def _let_collectors_look(keyring: Keyring) -> None:
+    """One that runs takes up no CAs of which it knows none, so it must have seen both together."""
+    age = time.time() - keyring.places.bundle_path.stat().st_mtime
+    if 0 <= age < _LOOKED:
+        time.sleep(_LOOKED - age)
+
+
+def _tell_latecomers(session: Session, old: Sequence[bytes]) -> int:
+    """Whoever asked for a certificate before the change may have got it after the first count."""
+    hosts, _ = _count_hosts(session) if old else ({}, "")
+    left = sum((hosts or {}).get(fingerprint, 0) for fingerprint in old)
+    if not left:
+        return State.OK.value
+    session.show_line(
+        line(
+            f"{count(left, 'certificate')} of the old CA came in between and will not be accepted; enroll those"
+            " hosts again (collector-cli hosts --json says which: certificate_issuer)"
+        )
+    )
+    return State.WARNING.value

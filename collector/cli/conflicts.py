@@ -105,7 +105,10 @@ def section(conflicts: Sequence[Conflict], now: int, rows: int | None = None) ->
         line(
             "Give that machine one of its own: fleet-agent enroll --new-identity (without TLS: delete its host_id)"
         ),
-        line("If it is the right one, stop the other's agent, then: collector-cli token create --host HOST"),
+        line(
+            "If it is the right one, stop the other's agent, then: collector-cli token create --host HOST, and on it"
+            " fleet-agent enroll --force"
+        ),
         Table(("HOST", "MACHINE", "ADDRESS", "FINGERPRINT", "SINCE", "HEARD"), cells[:rows]),
     ]
     if rows is not None and len(cells) > rows:
@@ -156,9 +159,9 @@ def _rows(conflict: Conflict, now: int) -> list[tuple[Cell, ...]]:
 
 
 def _telling(conflict: Conflict) -> str:
-    """Which of the fingerprints tells the machines apart; that of the hardware if none does."""
+    """What tells the machines apart: a fingerprint, else the address, else the run of the agent."""
     place, refused = conflict.place, conflict.refused
-    for kind in ("hardware_id", "machine_id", "boot_id"):
+    for kind in ("hardware_id", "machine_id", "boot_id", "address", "instance"):
         known = getattr(place, kind)
         if known and any(getattr(row, kind) not in ("", known) for row in refused):
             return kind
@@ -166,4 +169,5 @@ def _telling(conflict: Conflict) -> str:
 
 
 def _fingerprint(kind: str, text: str) -> Cell:
-    return Cell(f"{kind.removesuffix('_id')} {text[:_FINGERPRINT]}" if text else "-")
+    shown = text if kind == "address" else text[:_FINGERPRINT]
+    return Cell(f"{kind.removesuffix('_id')} {shown}" if text else "-")

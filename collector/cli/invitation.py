@@ -22,12 +22,17 @@ class Invitation(NamedTuple):
     fingerprint: str
     problem: str
 
-    def command(self, token_file: str) -> str:
-        """What to run on the machine; capitals stand for what is not known here."""
+    def command(self, token_file: str, *, again: bool = False) -> str:
+        """What to run on the machine; capitals stand for what is not known here.
+
+        `again` is for a machine that may be enrolled already, and would leave it at that.
+        """
         words = ["fleet-agent", "enroll", "--collector", self.collector or "HOST:PORT"]
         if self.enroll_port:
             words += ["--enroll-port", str(self.enroll_port)]
         words += ["--token-file", token_file, "--ca-fingerprint", self.fingerprint or "SHA256"]
+        if again:
+            words.append("--force")
         return shlex.join(words)
 
 

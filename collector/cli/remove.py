@@ -24,9 +24,9 @@ from fleetpulse.model import State
 def command(session: Session, names: tuple[str, ...], *, yes: bool) -> int:
     """Delete hosts, by whole hostname or UUID, and all that is stored of them but their events.
 
-    Their certificates are not accepted any more: an agent that still runs is refused until it is
-    enrolled again. Without TLS it brings its host back with its next report: stop it first. All of
-    the hosts are removed, or none.
+    Their certificates are not accepted any more: an agent that still runs is refused until its
+    machine is enrolled again with a new token, by fleet-agent enroll --force. Without TLS it brings
+    its host back with its next report: stop it first. All of the hosts are removed, or none.
 
     \b
     Examples:

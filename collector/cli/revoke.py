@@ -23,8 +23,8 @@ def command(session: Session, names: tuple[str, ...], *, yes: bool) -> int:
     """Accept the certificates of hosts no more, by whole hostname or UUID, and no token made for them.
 
     Their streams end within seconds, on every collector, and later ones are refused. What is stored
-    of the hosts stays. All of them are revoked, or none. To let a host in again, enroll it with a
-    new token: collector-cli token create --host HOST
+    of the hosts stays. All of them are revoked, or none. To let a host in again, make a
+    new token: collector-cli token create --host HOST, and run on it: fleet-agent enroll --force
 
     \b
     Examples:
@@ -48,7 +48,8 @@ def command(session: Session, names: tuple[str, ...], *, yes: bool) -> int:
         if any(revoked):
             session.show_line(
                 line(
-                    "open streams end within seconds; to let a host in again: collector-cli token create --host HOST"
+                    "open streams end within seconds; to let a host in again: collector-cli token create --host HOST, "
+                    "and on it fleet-agent enroll --force"
                 )
             )
     return State.OK.value

@@ -97,7 +97,8 @@ def create(
 
     An inventory has one name a line (# starts a comment), or is the JSON of ansible-inventory --list,
     whose groups are taken over. Running the same again changes nothing: hosts with a valid
-    certificate get no token, and tokens in DIR that are still good stay.
+    certificate get no token, and tokens in DIR that are still good stay. Those of enrolled hosts that
+    cannot be used any more are removed.
 
     \b
     Examples:
@@ -203,7 +204,7 @@ def _create_one(
             **as_json_of(token, token.created_at),
             "collector": invited.collector or None,
             "ca_fingerprint": invited.fingerprint or None,
-            "command": invited.command("FILE"),
+            "command": invited.command("FILE", again=token.host is not None),
         }
     )
     return State.OK.value
@@ -250,7 +251,7 @@ def _create_many(session: Session, wanted: Wanted, output: Path, *, as_json: boo
             }
         )
         return State.OK.value
-    made, kept, enrolled = (len(names) for names in done)
+    made, kept, enrolled = map(len, done[:3])
     text = f"{count(made, 'token')} made, {kept} still good, {count(enrolled, 'host')} enrolled already"
     rows = [
         (Cell(name, "strong"), Cell(what), Cell("-" if what == "enrolled" else str(folder.path(name))))

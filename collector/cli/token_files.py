@@ -42,6 +42,14 @@ class TokenFolder:
             raise CliError(f"cannot read {path}: {error.strerror}") from None
         return text if is_token(text) else ""
 
+    def remove(self, name: str) -> None:
+        """A machine's token is of no use any more."""
+        path = self.path(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise CliError(f"cannot remove {path}: {error.strerror}") from None
+
     def write(self, name: str, token: str) -> None:
         """Give a machine its token, in place of the one that it had."""
         path = self.path(name)

@@ -20,15 +20,17 @@ def explain(token: StoredToken, ttl: int, invited: Invitation) -> list[str]:
     lines = [
         f"token {token.number}: for {whom}; good for {duration(ttl)} and {count(token.uses, 'use')}",
         "put it into a file that only root can read, and run on the machine:",
-        f"  {invited.command('FILE')}",
+        f"  {invited.command('FILE', again=token.host is not None)}",
     ]
+    if token.host is None:
+        lines.append("with --force if it was enrolled before, and its host removed")
     return [*lines, invited.problem] if invited.problem else lines
 
 
 def _state(token: StoredToken, now: int) -> str:
     if token.is_valid(now):
         return "valid"
-    return "used up" if token.uses_left <= 0 else "expired"
+    return "used up" if token.uses_left <= 0 and not token.was_ended else "expired"
 
 
 def as_json_of(token: StoredToken, now: int) -> dict[str, object]:
@@ -40,7 +42,7 @@ def as_json_of(token: StoredToken, now: int) -> dict[str, object]:
         "known_host": token.host is not None,
         "groups": list(token.groups),
         "uses": token.uses,
-        "uses_left": token.uses_left,
+        "uses_left": max(0, token.uses_left),
         "created_at": utc(token.created_at),
         "expires_at": utc(token.expires_at),
     }
@@ -54,7 +56,7 @@ def listing(tokens: Sequence[StoredToken], now: int) -> Page:
             Cell(str(token.number), "strong"),
             Cell(_state(token, now), "" if token.is_valid(now) else "dim"),
             Cell(token.hostname or "any"),
-            Cell(f"{token.uses_left} of {token.uses}"),
+            Cell(f"{max(0, token.uses_left)} of {token.uses}"),
             Cell(local(token.expires_at)),
             Cell(",".join(token.groups) or "-"),
         )

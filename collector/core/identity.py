@@ -11,7 +11,10 @@ import hashlib
 from typing import NamedTuple, Protocol
 
 QUARANTINE = 600_000
-"""Milliseconds for which a machine in conflict is refused after each try, and after which it is forgotten."""
+"""Milliseconds for which a machine in conflict is refused after each try, and after which it is forgotten.
+
+Its tries do not make that last for ever: it ends when the other one has been silent for as long.
+"""
 
 LOOK_AGAIN = 60_000
 """Milliseconds after which a newcomer that waits is looked at again at the latest.
@@ -72,25 +75,46 @@ class Contest(NamedTuple):
 class Incumbent(NamedTuple):
     """The one that is known, as it is when a newcomer says Hello.
 
-    `heard_at` is when it reported last, or said Hello to this collector if that was later. `open_since` is
-    when its stream to this collector began (0: it has none), `is_elsewhere` says that it was welcomed last
-    by another collector, which lives.
+    `heard_at` is when it reported last, or said Hello to this collector if that was later (0: never).
+    `listening_since` is since when collectors have been listening without a gap: before that, its silence says
+    nothing. `open_since` is when its stream to this collector began (0: it has none), `is_elsewhere` says
+    that it was welcomed last by another collector, which lives.
     """
 
     place: Place
     interval: int
+    ttl: int
     heard_at: int
+    listening_since: int = 0
     open_since: int = 0
     is_elsewhere: bool = False
 
     @property
-    def gone_at(self) -> int:
-        """When it counts as gone unless it is heard again."""
-        return self.heard_at + int(_MISSED * self.interval)
+    def patience(self) -> int:
+        """How long it is silent on an open stream before it counts as gone."""
+        return int(_MISSED * self.interval)
 
-    def may_live(self, now: int) -> bool:
-        """Whether it may be heard again on the stream that it has."""
-        return bool(self.open_since or self.is_elsewhere) and now < self.gone_at
+    @property
+    def gone_at(self) -> int:
+        """When it counts as gone unless it is heard again on the stream that it has."""
+        return self.heard_at + self.patience
+
+    @property
+    def silent_since(self) -> int:
+        """Since when it could have been heard and was not."""
+        return max(self.heard_at, self.listening_since)
+
+    def lives_until(self, newcomer: Place) -> int:
+        """Until when it may yet be heard again.
+
+        Without a stream its agent is not there, as far as a newcomer of the same machine is concerned. Another
+        machine may just have been quicker, after a restart of the collector or a cut of the network. It waits
+        until the agent of the known one should have come back, and gets in before silence is announced.
+        """
+        streaming = self.gone_at if self.open_since or self.is_elsewhere else 0
+        if not self.heard_at or not _is_another_machine(newcomer, self.place):
+            return streaming
+        return max(streaming, self.silent_since + min(self.ttl, self.ttl // 2 + self.interval))
 
 
 class Verdict(enum.Enum):
@@ -132,9 +156,12 @@ def place_of(record: Placed) -> Place:
     return Place(record.machine_id, record.hardware_id, record.boot_id, record.address, record.instance)
 
 
-def same_place(one: Place, other: Place) -> bool:
-    """Whether it is the same run of the same agent, as far as both are known."""
-    return all(a == b or not a or not b for a, b in zip(one, other, strict=True))
+def same_place(newcomer: Place, known: Place) -> bool:
+    """Whether it is the same run of the same agent, as far as that is known.
+
+    Who says less of itself than is known is another: else a copy would only have to keep silent.
+    """
+    return all(said == stored or not stored for said, stored in zip(newcomer, known, strict=True))
 
 
 def place_hash(newcomer: Place, known: Place) -> bytes:
@@ -144,6 +171,11 @@ def place_hash(newcomer: Place, known: Place) -> bytes:
     """
     parts = [*_machine(newcomer), newcomer.instance if _machine(newcomer) == _machine(known) else ""]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
+
+
+def released_after(ttl: int) -> int:
+    """After how much silence of a host with that time-to-live those are let in whom it had refused."""
+    return max(QUARANTINE, ttl)
 
 
 def judge(
@@ -160,19 +192,22 @@ def judge(
     """
     if same_place(newcomer, incumbent.place):
         return Judgement(Verdict.ADMIT)
-    may_live = incumbent.may_live(now)
-    is_same_machine = _machine(newcomer) == _machine(incumbent.place)
+    until = incumbent.lives_until(newcomer)
     if tried_at is not None and now - tried_at < QUARANTINE:
-        return Judgement(Verdict.ADMIT if is_same_machine and not may_live else Verdict.QUARANTINED)
-    if not may_live:
+        is_released = now - incumbent.silent_since >= released_after(incumbent.ttl)
+        if not is_released and (now < until or _ids(newcomer) != _ids(incumbent.place)):
+            return Judgement(Verdict.QUARANTINED)
+    if now >= until:
         return Judgement(Verdict.ADMIT)
     if contest is None:
         contest = Contest(now, incumbent.heard_at)
     elif incumbent.heard_at > contest.heard_at or _has_outlasted(incumbent, contest, now):
         return Judgement(Verdict.CONFLICT)
-    elif is_same_machine and now - contest.since >= LOOK_AGAIN:
+    elif _machine(newcomer) == _machine(incumbent.place) and now - contest.since >= LOOK_AGAIN:
         return Judgement(Verdict.ADMIT)  # its agent was started anew, and came to another collector
-    return Judgement(Verdict.HOLD, max(1, min(incumbent.gone_at - now, LOOK_AGAIN)), contest)
+    # One that lives is noticed when its next report is due, long before it would be given up.
+    due = incumbent.gone_at - now if now < incumbent.gone_at else incumbent.patience
+    return Judgement(Verdict.HOLD, max(1, min(until - now, due, LOOK_AGAIN)), contest)
 
 
 def _has_outlasted(incumbent: Incumbent, contest: Contest, now: int) -> bool:
@@ -180,5 +215,18 @@ def _has_outlasted(incumbent: Incumbent, contest: Contest, now: int) -> bool:
     return 0 < incumbent.open_since <= contest.since and now - contest.since >= LOOK_AGAIN
 
 
+def _is_another_machine(newcomer: Place, known: Place) -> bool:
+    """Whether it certainly is, or has neither the address nor the run of the agent in common with it."""
+    pairs = zip(_ids(newcomer), _ids(known), strict=True)
+    if any(said and stored and said != stored for said, stored in pairs):
+        return True
+    stored_all = bool(known.address and known.instance)
+    return stored_all and newcomer.address != known.address and newcomer.instance != known.instance
+
+
+def _ids(place: Place) -> tuple[str, str]:
+    return place.machine_id, place.hardware_id
+
+
 def _machine(place: Place) -> tuple[str, str, str]:
-    return place.machine_id, place.hardware_id, place.address
+    return *_ids(place), place.address

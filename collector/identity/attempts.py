@@ -11,6 +11,8 @@ from collector.core.pacer import Pacer
 
 _TOLD_PER_SECOND = 0.1  # of each kind
 _TOLD_AT_ONCE = 10
+_ASKED_PER_SECOND = 100  # more than a rollout behind one address
+_ASKED_AT_ONCE = 1_000
 _IPV6_PREFIX = 64  # bits; a single machine may have all the addresses behind them
 
 
@@ -21,16 +23,40 @@ class Attempts:
         rate = per_minute / 60
         self._clock = clock
         self._refused = Pacer(rate, max(1.0, 2 * per_minute))
+        self._undecided: Counter[str] = Counter()
+        self._asked = Pacer(_ASKED_PER_SECOND, _ASKED_AT_ONCE)
         self._told = Pacer(_TOLD_PER_SECOND, _TOLD_AT_ONCE)
         self._untold: Counter[str] = Counter()
 
-    def wait(self, address: str) -> float:
-        """How many seconds this address has to wait before it is listened to; 0: it need not."""
-        return self._refused.spend(_network(address), 0, self._clock())
+    def begin(self, address: str) -> float:
+        """How many seconds this address has to wait before it is listened to; 0: the attempt may begin.
 
-    def note(self, address: str) -> None:
-        """Somebody was refused."""
-        self._refused.spend(_network(address), 1, self._clock())
+        Each that begins counts as refused until `end` says otherwise: of many at once, no more are heard
+        than may be refused.
+        """
+        network, now = _network(address), self._clock()
+        wait = self._refused.spend(network, 0, now)
+        if wait == 0:
+            self._refused.spend(network, 1, now)
+            self._undecided[network] += 1
+        return wait
+
+    def end(self, address: str, *, refused: bool) -> None:
+        """An attempt that had begun has ended."""
+        network = _network(address)
+        self._undecided[network] -= 1
+        if not self._undecided[network]:
+            del self._undecided[network]
+        if not refused:
+            self._refused.spend(network, -1, self._clock())
+
+    def is_undecided(self, address: str) -> bool:
+        """Whether an attempt of this address may end soon without being refused."""
+        return _network(address) in self._undecided
+
+    def may_ask(self, address: str) -> bool:
+        """Whether this address asks for what is public at a pace that even many machines behind it keep."""
+        return self._asked.try_spend(_network(address), 1, self._clock())
 
     def tell(self, kind: str) -> int | None:
         """Whether to tell of a refusal of that kind: None: no; else how many were not told before it."""

@@ -155,9 +155,12 @@ class Authority:
 def parse_certificates(pem: bytes) -> list[x509.Certificate]:
     """The certificates in a PEM file, at least one. Raises AuthorityError."""
     try:
-        return x509.load_pem_x509_certificates(pem)
-    except (ValueError, x509.InvalidVersion):
+        certificates = x509.load_pem_x509_certificates(pem)
+    except Exception:  # noqa: BLE001 - ValueError and others, as OpenSSL and the parser happen to have it
         raise AuthorityError("holds no certificate in PEM, or a broken one") from None
+    for certificate in certificates:
+        _require_whole(certificate)
+    return certificates
 
 
 def parse_keys(pem: bytes) -> list[PrivateKey]:
@@ -212,7 +215,11 @@ def names_of(certificate: x509.Certificate) -> list[str]:
 def general_name(name: str) -> x509.GeneralName:
     """A DNS name or an address as certificates write it. Raises ValueError for what is neither."""
     try:
-        return x509.IPAddress(ipaddress.ip_address(name))
+        address = ipaddress.ip_address(name)
+        # Without a scope (fe80::1%eth0), which is a matter of the machine that says it.
+        return x509.IPAddress(
+            ipaddress.IPv6Address(int(address)) if isinstance(address, ipaddress.IPv6Address) else address
+        )
     except ValueError:
         if len(name) > 253 or not _HOSTNAME.fullmatch(name):
             raise ValueError(f"{name!r} is neither a DNS name nor an IP address") from None
@@ -238,12 +245,28 @@ def require_ca(certificate: x509.Certificate) -> None:
         raise AuthorityError(f"{certificate.subject.rfc4514_string()} is no CA's certificate")
 
 
+def _require_whole(certificate: x509.Certificate) -> None:
+    """Its parts are parsed when they are asked for: here, and not when somebody relies on them.
+
+    Raises AuthorityError.
+    """
+    try:
+        certificate.public_key()
+        certificate.subject.rfc4514_string()
+        certificate.issuer.rfc4514_string()
+        not_before_of(certificate)
+        not_after_of(certificate)
+        _ = certificate.extensions
+    except Exception as error:  # noqa: BLE001 - of many kinds, UnsupportedAlgorithm and TypeError among them
+        raise AuthorityError(f"holds a certificate that cannot be used: {error}") from None
+
+
 def _parse_key(pem: bytes) -> PrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, password=None)
     except TypeError:
         raise AuthorityError("the private key is encrypted; store it without a passphrase") from None
-    except (ValueError, UnsupportedAlgorithm):
+    except Exception:  # noqa: BLE001 - of many kinds, as OpenSSL happens to have it
         raise AuthorityError("the private key cannot be read") from None
     if isinstance(key, (ec.EllipticCurvePrivateKey, rsa.RSAPrivateKey, ed25519.Ed25519PrivateKey)):
         return key

@@ -9,14 +9,16 @@ from typing import NamedTuple
 from collector.core.identity import Bearer, RenewalRefused, TrustedCas
 from collector.core.render import count
 from collector.core.status import Event, EventKind, HostRecord
-from collector.identity.authority import Authority, Issued
+from collector.identity.authority import Issued
 from collector.identity.clerk import Clerk
 from collector.identity.csr import CsrError
 from collector.identity.keyring import Keyring
+from collector.identity.material import Material
 from collector.identity.tokens import SHAPE, hash_token, is_token
 from collector.store.certificates import (
     CertificateRow,
     add_certificate,
+    forget_certificates,
     load_certificates,
     lock_certificates,
     revoke_host,
@@ -36,7 +38,9 @@ from fleetpulse.enrolment import Enrolled, EnrolRequest
 
 _WAITING_ENROLMENTS = 64
 _WAITING_RENEWALS = 1_000
-_UNUSED_CERTIFICATES = 16  # that a host may have; one that renews uses the new one at once
+_CERTIFICATES = 16  # that a host may have; one that renews uses the new one at once, unless it is lost
+
+_NO_CA_KEY = "this collector has no CA key and cannot sign certificates"
 
 # What a host is expected to do until its first Hello says better. Milliseconds.
 _INTERVAL = 15_000
@@ -66,7 +70,10 @@ class Desk:
     """Trades tokens for certificates, and old certificates for new ones.
 
     `now` is the collector's clock in milliseconds, `lifetime` that of certificates in seconds.
-    Certificates follow the system's clock, because those who check them do. Enrolments and renewals wait for threads of their own, so that strangers cannot hold up hosts.
+    Certificates follow the system's clock, because those who check them do. Enrolments and renewals wait for
+    threads of their own, so that strangers cannot hold up hosts. Each thread uses one connection for some
+    milliseconds; in the smallest pool they take turns with the sweeper and the writer, and who gets none
+    within the pool's timeout is told to try again.
     """
 
     def __init__(
@@ -93,31 +100,23 @@ class Desk:
 
     async def enroll(self, request: EnrolRequest, address: str) -> Enrolled:
         """Make a host of the machine. Raises EnrolmentRefused, Busy or another StoreError."""
-        material = self._keyring.current
-        authority = material.authority
-        if authority is None:
-            raise EnrolmentRefused(
-                "no_ca_key",
-                "FAILED_PRECONDITION",
-                "this collector has no CA key and cannot sign certificates; enrol at one that has",
-            )
+        if self._keyring.current.authority is None:  # spares the database the question
+            raise _no_ca_key()
         if not is_token(request.token):
             raise EnrolmentRefused(
                 "malformed_token", "UNAUTHENTICATED", f"this is no token; a token is {SHAPE}"
             )
         applicant = Applicant(request, address)
-        name, chain = await self._enrolments.run(lambda tx: self._enroll(tx, applicant, authority))
-        return Enrolled(chain, material.bundle, name)
+        return await self._enrolments.run(lambda tx: self._enroll(tx, applicant))
 
     async def renew(self, bearer: Bearer, csr: bytes) -> bytes:
         """The host's next certificate, as a PEM chain; see `ingest.credentials`.
 
         Raises RenewalRefused, Busy or another StoreError.
         """
-        authority = self._keyring.current.authority
-        if authority is None:
-            raise RenewalRefused("this collector has no CA key and cannot sign certificates")
-        return await self._renewals.run(lambda tx: self._renew(tx, bearer, csr, authority))
+        if self._keyring.current.authority is None:  # as above
+            raise RenewalRefused(_NO_CA_KEY)
+        return await self._renewals.run(lambda tx: self._renew(tx, bearer, csr))
 
     async def note_refusal(self, hostname: str, text: str) -> None:
         """Write the event of a refused attempt. Raises StoreError."""
@@ -129,17 +128,29 @@ class Desk:
         self._enrolments.close(timeout)
         self._renewals.close(timeout)
 
-    def _enroll(self, tx: Transaction, applicant: Applicant, authority: Authority) -> tuple[str, bytes]:
+    def _latest_material(self) -> Material:
+        """What is in the files at this moment: `ca finish` must not be over before an old CA signs for the last time."""
+        self._keyring.refresh()
+        return self._keyring.current
+
+    def _enroll(self, tx: Transaction, applicant: Applicant) -> Enrolled:
         request, now = applicant.request, self._now()
         token = find_tokens(tx, [hash_token(request.token)]).get(hash_token(request.token))
         token = _usable(token, now)
         record = _record_for(tx, token, request, now)
+        if not spend_token(tx, token, now):
+            # Somebody used or ended it since it was read.
+            _usable(find_tokens(tx, [token.hash]).get(token.hash), now)
+            raise StoreConflict("somebody else changed the same token")
+        material = self._latest_material()
+        if material.authority is None:
+            raise _no_ca_key()
         try:
-            issued = authority.sign_host(request.csr, request.host_id, self._system_now(), self._lifetime)
+            issued = material.authority.sign_host(
+                request.csr, request.host_id, self._system_now(), self._lifetime
+            )
         except CsrError as error:
             raise EnrolmentRefused("malformed_csr", "INVALID_ARGUMENT", str(error)) from None
-        if not spend_token(tx, token, now):
-            raise _used_up(token)
         if record is None:
             host, name = _add(tx, applicant, now), request.hostname
         else:
@@ -153,9 +164,9 @@ class Desk:
             f"with token {token.number} from {applicant.address}; certificate {_short(issued.fingerprint)}"
         )
         write_events(tx, [(host, name, Event(now, EventKind.ENROLLED, message=message))])
-        return name, issued.chain
+        return Enrolled(issued.chain, material.bundle, name)
 
-    def _renew(self, tx: Transaction, bearer: Bearer, csr: bytes, authority: Authority) -> bytes:
+    def _renew(self, tx: Transaction, bearer: Bearer, csr: bytes) -> bytes:
         now = self._now()
         lock_certificates(tx, bearer.host)
         certificates = load_certificates(tx, [bearer.host]).get(bearer.host, [])
@@ -166,16 +177,29 @@ class Desk:
         # The host may have a newer one, and this may be a thief with the one that was revoked.
         if bearer.fingerprint not in [row.fingerprint for row in valid]:
             raise RenewalRefused("the certificate of this stream is not valid any more; enrol the host again")
-        if len(valid) >= _UNUSED_CERTIFICATES:
-            raise RenewalRefused(f"this host has {len(valid)} certificates and uses none of the newer ones")
+        authority = self._latest_material().authority
+        if authority is None:
+            raise RenewalRefused(_NO_CA_KEY)
         try:
             issued = authority.sign_host(csr, bearer.host_id, self._system_now(), self._lifetime)
         except CsrError as error:
             raise RenewalRefused(str(error)) from None
-        _accept(tx, bearer.host, issued)
+        # Those that are newer than the bearer's never arrived, or were not stored there: the latest may yet be used.
+        unused = [row.fingerprint for row in valid if row.fingerprint != bearer.fingerprint]
+        forget_certificates(tx, unused[_CERTIFICATES - 2 :])
+        # The newest must be the last one also after the clock was set back: its use does away with the others.
+        _accept(tx, bearer.host, issued._replace(issued_at=max(issued.issued_at, valid[0].issued_at + 1)))
         message = f"certificate {_short(issued.fingerprint)}"
         write_events(tx, [(bearer.host, bearer.name, Event(now, EventKind.RENEWED, message=message))])
         return issued.chain
+
+
+def _no_ca_key() -> EnrolmentRefused:
+    return EnrolmentRefused(
+        "no_ca_key",
+        "FAILED_PRECONDITION",
+        f"{_NO_CA_KEY}; enrol at one that has",
+    )
 
 
 def _usable(token: StoredToken | None, now: int) -> StoredToken:
@@ -185,6 +209,13 @@ def _usable(token: StoredToken | None, now: int) -> StoredToken:
             "UNAUTHENTICATED",
             "this token is not known here: it was revoked, or is of another collector; "
             "make one: collector-cli token create",
+        )
+    if token.was_ended:
+        raise EnrolmentRefused(
+            "ended_token",
+            "UNAUTHENTICATED",
+            "this token is not valid any more: its host was revoked or rebound since; "
+            f"make another: collector-cli token create --host {token.hostname}",
         )
     if now >= token.expires_at:
         ago = (now - token.expires_at) // 1000

@@ -21,16 +21,16 @@ import structlog
 from collector.config import Identity
 from collector.identity.authority import (
     Authority,
-    AuthorityError,
+    general_name,
     names_of,
     not_after_of,
     not_before_of,
-    parse_keys,
 )
-from collector.identity.key_files import KeyringError, locked, prepare_folder, read_key, stamp, write
+from collector.identity.key_files import Folder, KeyringError, locked, prepare_folder, stamp
 from collector.identity.material import KeyPlaces, Material
 
 _PERMANENCE = 2 / 3  # the share of its life after which our own certificate is made anew
+_NAMES_PAUSE = 60_000  # milliseconds between two that are made for their names' sake: names may come and go
 
 log = structlog.get_logger()
 
@@ -56,6 +56,8 @@ class Keyring:
         self._stamp: object = None
         self._is_broken = False
         self._said: set[str] = set()
+        self._said_of: object = None
+        self._named_at: int | None = None
         self.places = KeyPlaces(identity)
 
     @property
@@ -66,24 +68,19 @@ class Keyring:
 
     def load(self) -> Material:
         """Read what is there. Raises KeyringError."""
-        if self.places.has_own_ca and not self.places.bundle_path.exists():
-            raise KeyringError(f"there is no CA in {self.places.folder}; make one: collector-cli ca init")
-        with self._lock:
-            self._stamp = stamp(self.places.all)
-            self._current = self.places.read(self._now())
-        return self._current
+        return self._load(self.places)
 
     def open(self) -> bool:
         """Make what is missing, then read; whether a CA was made. Raises KeyringError."""
         made = False
         if self.places.has_own_ca or self.places.has_own_certificate:
             prepare_folder(self.places.folder)
-            with locked(self.places.folder):
+            with locked(self.places.folder) as folder:
                 if self.places.has_own_ca and not self.places.bundle_path.exists():
-                    self._create_ca()
+                    self._create_ca(folder)
                     made = True
                 if self.places.has_own_certificate:
-                    self._renew_server()
+                    self._renew_server(folder)
         self.load()
         return made
 
@@ -100,9 +97,11 @@ class Keyring:
             before = self._current
             try:
                 found = self.places.read(self._now())
-            except KeyringError as error:
+                if before is not None:
+                    self._require_common_ca(before, found)
+            except Exception as error:  # noqa: BLE001 - what others put there must not end the service
                 self._is_broken = True
-                self._complain(error)
+                self._complain(error, seen)
                 return False
             self._is_broken = False
             self._said.clear()
@@ -112,33 +111,36 @@ class Keyring:
             return True
 
     def maintain(self) -> bool:
-        """Renew the server's certificate if it is time; then look at the files as `refresh` does."""
-        if self.places.has_own_certificate and (
-            self._is_broken or stamp(self.places.all) != self._stamp or self._is_server_due(self.current)
-        ):
-            try:
-                with locked(self.places.folder):
-                    self._renew_server()
-            except KeyringError as error:
-                self._complain(error)
+        """Do what is due to the files, then look at them as `refresh` does.
+
+        Due may be another certificate for the server, and the end of a change of the CA that was cut short.
+        """
+        seen = stamp(self.places.all)
+        try:
+            if self.places.has_own_certificate and (
+                self._is_broken or seen != self._stamp or self._is_server_due(self.current)
+            ):
+                with locked(self.places.folder) as folder:
+                    self._renew_server(folder)
+            if self.current.has_spare_keys:
+                with locked(self.places.folder) as folder:
+                    self._drop_spare_keys(folder)
+        except Exception as error:  # noqa: BLE001 - as in refresh
+            self._complain(error, seen)
         return self.refresh()
 
     def rotate(self) -> Material:
         """Make a new CA, which signs from now on; the older stay trusted. Raises KeyringError."""
         self._require_own_ca()
-        with locked(self.places.folder):
-            material = self.load()
-            if material.authority is None:
-                raise KeyringError(
-                    f"{self.places.ca_key_path} is not here; change the CA on the machine that has it"
-                )
+        with locked(self.places.folder) as folder:
+            material, authority = self._load_to_sign(folder)
             if material.is_changing:
                 raise KeyringError("the CA is being changed already; end that first: collector-cli ca finish")
             new = Authority.create(self._now())
             # The keys first: all of them are of use with the old bundle and with the new one.
-            write(self.places.ca_key_path, new.key_pem + material.authority.key_pem)
-            write(self.places.bundle_path, new.certificate_pem + material.bundle)
-            return self.load()
+            folder.write(self.places.ca_key_path.name, new.key_pem + authority.key_pem)
+            folder.write(self.places.bundle_path.name, new.certificate_pem + material.bundle)
+        return self.load()
 
     def finish(self) -> Material:
         """Have the server's certificate signed by the CA that signs; trust no other any more.
@@ -146,28 +148,58 @@ class Keyring:
         Raises KeyringError.
         """
         self._require_own_ca()
-        with locked(self.places.folder):
-            material = self.load()
-            if material.authority is None:
-                raise KeyringError(
-                    f"{self.places.ca_key_path} is not here; change the CA on the machine that has it"
-                )
-            vouched = material.server_issuer_fingerprint == material.authority.fingerprint
+        with locked(self.places.folder) as folder:
+            material, authority = self._load_to_sign(folder)
+            vouched = material.server_issuer_fingerprint == authority.fingerprint
             if self.places.has_own_certificate and not vouched:
-                self._create_server(material.authority)
+                self._create_server(authority, folder)
             elif not vouched:
                 raise KeyringError(
                     f"{self.places.certificate_path} is of a CA that would not be trusted any more;"
                     " replace it by one of the new CA first"
                 )
-            write(self.places.bundle_path, material.authority.certificate_pem)
-            write(self.places.ca_key_path, material.authority.key_pem)
-            return self.load()
+            folder.write(self.places.bundle_path.name, authority.certificate_pem)
+            folder.write(self.places.ca_key_path.name, authority.key_pem)
+        return self.load()
 
-    def _complain(self, error: KeyringError) -> None:
-        if str(error) not in self._said:
-            self._said.add(str(error))
-            log.error("the certificates stay as they were", error=str(error))
+    def _load(self, places: KeyPlaces) -> Material:
+        if places.has_own_ca and not places.bundle_path.exists():
+            raise KeyringError(f"there is no CA in {places.folder}; make one: collector-cli ca init")
+        with self._lock:
+            self._stamp = stamp(places.all)
+            self._current = places.read(self._now())
+        return self._current
+
+    def _load_to_sign(self, folder: Folder) -> tuple[Material, Authority]:
+        material = self._load(self.places.inside(folder))
+        if material.authority is None:
+            raise KeyringError(
+                f"{self.places.ca_key_path} is not here; change the CA on the machine that has it"
+            )
+        return material, material.authority
+
+    def _complain(self, error: Exception, seen: object) -> None:
+        """Once for each way in which the files, of which `seen` is the stamp, cannot be used."""
+        if seen != self._said_of:
+            self._said_of = seen
+            self._said.clear()
+        is_foreseen = isinstance(error, KeyringError)
+        text = str(error) if is_foreseen else f"{type(error).__name__}: {error}"
+        if text not in self._said:
+            self._said.add(text)
+            log.error(
+                "the certificates stay as they were", error=text, exc_info=None if is_foreseen else error
+            )
+
+    def _require_common_ca(self, before: Material, found: Material) -> None:
+        """A host that is connected knows those of `before` only. Raises KeyringError."""
+        known = [(ca.subject, ca.public_key()) for ca in before.trusted]
+        if not any((ca.subject, ca.public_key()) in known for ca in found.trusted):
+            raise KeyringError(
+                f"{self.places.bundle_path} has no CA in common with the one in use, and every host would be locked"
+                " out; to change the CA: collector-cli ca rotate, later ca finish (a site's own: the new certificate"
+                " first, the old one after it until all hosts have renewed); to insist, restart the collector"
+            )
 
     def _require_own_ca(self) -> None:
         if not self.places.has_own_ca:
@@ -176,44 +208,46 @@ class Keyring:
                 f" one after it, and put the new key into {self.places.ca_key_path}"
             )
 
-    def _create_ca(self) -> None:
+    def _create_ca(self, folder: Folder) -> None:
         key = None
         if self.places.ca_key_path.exists():  # a first start that was cut short, or a lost ca.pem
-            try:
-                key = parse_keys(self.places.read_ca_key())[0]
-            except AuthorityError as error:
-                raise KeyringError(f"{self.places.ca_key_path}: {error}") from None
+            key = self.places.inside(folder).read_ca_keys()[0]
         authority = Authority.create(self._now(), key=key)
-        write(self.places.ca_key_path, authority.key_pem)
-        write(self.places.bundle_path, authority.certificate_pem)
+        folder.write(self.places.ca_key_path.name, authority.key_pem)
+        folder.write(self.places.bundle_path.name, authority.certificate_pem)
 
-    def _renew_server(self) -> None:
+    def _drop_spare_keys(self, folder: Folder) -> None:
+        material = self.places.inside(folder).read(self._now())
+        if material.has_spare_keys and material.authority is not None:
+            folder.write(self.places.ca_key_path.name, material.authority.key_pem)
+
+    def _renew_server(self, folder: Folder) -> None:
         """Make the server's certificate if there is none that is good; the directory is locked."""
+        places = self.places.inside(folder)
         try:
-            if not self._is_server_due(self.places.read(self._now())):
+            if not self._is_server_due(places.read(self._now())):
                 return
+            self._named_at = self._now()
         except KeyringError:
-            if self.places.certificate_path.exists():
-                read_key(
-                    self.places.certificate_path, "the collector's key"
-                )  # closed to others, if nothing else
-        trusted = self.places.read_trusted()
-        authorities = self.places.read_authorities(trusted)
+            if places.certificate_path.exists():
+                places.read_key()  # closed to others, if nothing else
+        trusted = places.read_trusted()
+        authorities = places.read_authorities(trusted)
         if not authorities:
             raise KeyringError(
-                f"{self.places.ca_key_path}: no key of the first certificate in {self.places.bundle_path}"
+                f"{places.ca_key_path}: no key of the first certificate in {places.bundle_path}"
             )
-        self._create_server(self._vouching_authority(authorities))
+        self._create_server(self._vouching_authority(authorities), folder)
 
     def _vouching_authority(self, authorities: Sequence[Authority]) -> Authority:
         """The oldest that still lives: agents that were away may know no other."""
         alive = [one for one in authorities if one.not_after > self._now()]
         return (alive or authorities)[-1]
 
-    def _create_server(self, authority: Authority) -> None:
+    def _create_server(self, authority: Authority, folder: Folder) -> None:
         self.places.require_alive(authority.certificate, self._now())
         key, chain = authority.sign_server(self._names(), self._now(), self._lifetime)
-        write(self.places.certificate_path, key + chain)
+        folder.write(self.places.certificate_path.name, key + chain)
 
     def _is_server_due(self, material: Material) -> bool:
         certificate = material.server_certificate
@@ -227,7 +261,11 @@ class Keyring:
             return True
         if now >= start + (end - start) * _PERMANENCE and possible >= end + 1000:
             return True
-        return not set(self._names()) <= set(names_of(certificate))
+        if self._named_at is not None and 0 <= now - self._named_at < _NAMES_PAUSE:
+            return False
+        # As a certificate says them: what it cannot hold must not be missed in it.
+        wanted = {str(general_name(name).value) for name in self._names()}
+        return not wanted <= set(names_of(certificate))
 
 
 def _essence(material: Material) -> tuple[object, ...]:
@@ -235,5 +273,6 @@ def _essence(material: Material) -> tuple[object, ...]:
     return (
         material.trust_id,
         material.server_chain,
+        material.has_spare_keys,
         [authority.fingerprint for authority in authorities if authority is not None],
     )

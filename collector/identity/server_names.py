@@ -58,13 +58,19 @@ def _usable(name: str) -> str:
             general_name(name)
             return name.rstrip(".").lower()
         return ""
-    return "" if address.is_unspecified else str(address)
+    return "" if address.is_unspecified else str(general_name(name).value)
 
 
 def _full_name() -> str:
     """The fully qualified name, if it is found in time: nothing else must wait for DNS."""
     found: list[str] = []
-    thread = threading.Thread(target=lambda: found.append(socket.getfqdn()), name="name", daemon=True)
+
+    def ask() -> None:
+        # UnicodeError: a hostname with a label of more than 63 characters, which DNS cannot have.
+        with suppress(OSError, UnicodeError):
+            found.append(socket.getfqdn())
+
+    thread = threading.Thread(target=ask, name="name", daemon=True)
     thread.start()
     thread.join(_DNS_PATIENCE)
     return found[0] if found else ""

@@ -10,8 +10,7 @@ import asyncio
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +24,7 @@ from collector.ingest.bounds import Bounds
 from collector.ingest.door import Door
 from collector.ingest.endings import Refused
 from collector.ingest.items import Held, Registered
-from collector.ingest.peer_certificate import PeerCertificate, certificate_of
+from collector.ingest.peer_certificate import PeerCertificate
 from collector.ingest.sessions import Session, Sessions
 from fleetpulse import convert
 from fleetpulse.convert import WireError
@@ -33,7 +32,6 @@ from fleetpulse.model import Hello
 from fleetpulse.rpc import ServedStream
 
 _HELLOS_BURST = 120.0  # seconds of a host's pace that it may use up at once
-_STREAMS_PER_CERTIFICATE = 8  # open at once; an agent needs one, and another while it changes over
 _MOST_HELD = 1_000  # newcomers that wait at once
 _MOST_HELD_EACH = 4  # of one host: a thousand clones must not take the streams that the original may have
 _WRITE_PATIENCE = 5.0  # seconds that a newcomer has to take the word that it has to wait
@@ -59,29 +57,9 @@ class Admission:
         self._counts = counts
         hellos = bounds.hellos_per_minute / 60
         self._pacer = Pacer(hellos, max(1.0, _HELLOS_BURST * hellos))
-        self._streams: Counter[bytes] = Counter()  # by the fingerprint of their certificate
         # From asking the database until the session is there: of two Hellos, the second meets the first.
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._held: Counter[str] = Counter()  # newcomers that wait, by their host
-
-    @contextmanager
-    def counted(self, context: ServedStream) -> Iterator[PeerCertificate | None]:
-        """The certificate of a stream, one of a few that it may have open. Raises Refused."""
-        certificate = certificate_of(context)
-        if certificate is None:
-            yield None
-            return
-        fingerprint = certificate.fingerprint
-        if self._streams[fingerprint] >= _STREAMS_PER_CERTIFICATE:
-            text = f"this certificate has {_STREAMS_PER_CERTIFICATE} streams open already"
-            raise Refused(StatusCode.RESOURCE_EXHAUSTED, text, "too_many_streams")
-        self._streams[fingerprint] += 1
-        try:
-            yield certificate
-        finally:
-            self._streams[fingerprint] -= 1
-            if not self._streams[fingerprint]:
-                del self._streams[fingerprint]
 
     async def admit(self, context: ServedStream, certificate: PeerCertificate | None) -> tuple[Session, int]:
         """The session of a stream that said a good Hello, and the last committed number of its epoch.

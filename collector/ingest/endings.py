@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import NoReturn
 
 from grpc import StatusCode
 
-from collector.ingest.items import HelloNeeded, HelloRefused
+from collector.ingest.items import ENROL_AGAIN, HelloNeeded, HelloRefused
 from collector.store.errors import StoreError, StoreRefused
 from fleetpulse.convert import WireError
+from fleetpulse.rpc import ServedStream
+
+_ABORT_PATIENCE = 2.0  # seconds that we wait for a peer to take a refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +42,30 @@ class TooManyLayouts(Exception):
 ENDED = {
     "replaced": Ending(StatusCode.ABORTED, "replaced by a newer stream of the same host"),
     "unread": Ending(StatusCode.ABORTED, "does not read what it is told", "unread"),
-    "revoked": Ending(StatusCode.UNAUTHENTICATED, "this host's certificate was revoked", "revoked"),
-    "expired": Ending(StatusCode.UNAUTHENTICATED, "this host's certificate has expired", "expired"),
+    "revoked": Ending(
+        StatusCode.UNAUTHENTICATED, f"this host's certificate was revoked; {ENROL_AGAIN}", "revoked"
+    ),
+    "expired": Ending(
+        StatusCode.UNAUTHENTICATED, f"this host's certificate has expired; {ENROL_AGAIN}", "expired"
+    ),
 }
 """Why we ended an open session, by what `Session.ended` says."""
 
 _REFUSED_HELLOS = {
     "unknown_certificate": StatusCode.UNAUTHENTICATED,
     "revoked": StatusCode.UNAUTHENTICATED,
+    "expired": StatusCode.UNAUTHENTICATED,
     "conflict": StatusCode.ALREADY_EXISTS,
 }
 
 
-def ending_by(error: Exception, host: str) -> Ending | None:
-    """The ending that an error calls for on a stream of `host`; None: it is a defect of ours."""
+def ending_by(error: Exception) -> Ending | None:
+    """The ending that an error calls for; None: it is a defect of ours."""
     match error:
         case Refused():
             return error.ending
         case HelloRefused():
-            return Ending(_REFUSED_HELLOS[error.kind], str(error), error.kind, host)
+            return Ending(_REFUSED_HELLOS[error.kind], str(error), error.kind, error.host)
         case WireError():
             return Ending(StatusCode.INVALID_ARGUMENT, str(error), "malformed")
         case HelloNeeded():
@@ -67,3 +78,11 @@ def ending_by(error: Exception, host: str) -> Ending | None:
         case StoreError():
             return Ending(StatusCode.UNAVAILABLE, "the collector cannot reach its database")
     return None
+
+
+async def end_call(context: ServedStream, code: StatusCode, text: str) -> NoReturn:
+    """End a call with a status. Whoever does not read finds it when it does; nobody waits for that here."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_ABORT_PATIENCE):
+            await context.abort(code, text)
+    raise asyncio.CancelledError

@@ -12,6 +12,11 @@ from collector.core.status import HostRecord
 from collector.store.certificates import CertificateRow
 from fleetpulse.model import Facts, Report
 
+ENROL_AGAIN = (
+    "enrol it again with a new token (collector-cli token create --host NAME, fleet-agent enroll --force)"
+)
+"""What the admin of a machine is told whose certificate is not accepted any more."""
+
 
 class Registered(NamedTuple):
     """A host whose rows exist, what it is called, and the last committed sequence number of its epoch (0: none).
@@ -33,11 +38,15 @@ class Held(NamedTuple):
 
 
 class HelloRefused(Exception):
-    """Who says Hello may not speak as this host; the text says why. `kind` is a name in `COUNTED`."""
+    """Who says Hello may not speak as this host; the text says why. `kind` is a name in `COUNTED`.
 
-    def __init__(self, kind: str, text: str):
+    `host` is what the host is called here, or what it calls itself if it is not known.
+    """
+
+    def __init__(self, kind: str, text: str, host: str):
         super().__init__(text)
         self.kind = kind
+        self.host = host
 
 
 @dataclass(slots=True, eq=False)
@@ -111,10 +120,10 @@ class HelloNeeded(Exception):
 
 
 class HostGone(HelloNeeded):
-    """The host was removed while it was connected; its next Hello makes it anew."""
+    """The host was removed while it was connected, or its record is another's; its next Hello tells which."""
 
     def __init__(self) -> None:
-        super().__init__("this host was removed; say Hello again")
+        super().__init__("this host was removed or bound anew; say Hello again")
 
 
 class HelloOver(HelloNeeded):

@@ -24,7 +24,7 @@ COUNTED = {
     "malformed": "Streams refused for a message that makes no sense or is beyond a bound.",
     "no_hello": "Streams that did not say who they are within `limits.hello_timeout`.",
     "too_many_hellos": "Streams refused to a host beyond `limits.hellos_per_minute`.",
-    "too_many_streams": "Streams refused to a certificate that has eight open.",
+    "too_many_streams": "Streams and health checks refused to a certificate that has eight open from one address, or 64 in all.",
     "unknown_certificate": "Streams refused to a certificate that is not known here: its host was removed, or has a newer one.",
     "revoked": "Streams ended or refused because the host's certificate was revoked.",
     "expired": "Streams ended or refused because the host's certificate has expired.",
@@ -38,7 +38,7 @@ COUNTED = {
     "broken": "Streams that broke off: the agent or the network is gone, or a message is over `limits.message_size`.",
     "unauthenticated": "Connections to the report port without an accepted certificate: none, another CA's, expired, or no TLS at all.",
     "enrolled": "Machines that enrolled.",
-    "enrolment_refused": "Attempts to enrol that were refused; each has an event or is counted in the next one's.",
+    "enrolment_refused": "Attempts to enrol that were refused, or given up after a look at the CA certificates; each has an event or is counted in the next one's.",
     "enrolment_limited": "Attempts to enrol from an address beyond `limits.refused_enrolments_per_minute`.",
 }
 """What each count means; docs/configuration.md shows the same."""

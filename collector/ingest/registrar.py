@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from collector.core import diff
-from collector.core.identity import Incumbent, Judgement, Verdict, judge, place_hash, place_of, same_place
+from collector.core.identity import (
+    Incumbent,
+    Judgement,
+    Verdict,
+    judge,
+    place_hash,
+    place_of,
+    released_after,
+    same_place,
+)
+from collector.core.render import duration
 from collector.core.status import Event, EventKind
-from collector.ingest.items import Held, HelloRefused, Registration
+from collector.ingest.items import ENROL_AGAIN, Held, HelloRefused, Registration
 from collector.store import certificates, hosts
 from collector.store.certificates import CertificateRow
-from collector.store.collectors import load_live
+from collector.store.collectors import load_listening_since, load_live
 from collector.store.conflicts import ConflictRow, load_conflicts, save_conflict
 from collector.store.errors import StoreConflict
 from collector.store.hosts import StoredHost
 from collector.store.store import Transaction
 
 _MOST_CONFLICTS = 50  # machines that are remembered for one host; a thousand clones need no thousand rows
-
-_ENROL = "enrol it again with a new token (collector-cli token create --host NAME)"
 
 _Events = list[tuple[int | None, str, Event]]
 
@@ -33,16 +42,23 @@ class Admission(NamedTuple):
 
 
 class Registrar:
-    """Takes the Hellos of one transaction, in which it alone changes the hosts' rows."""
+    """Takes the Hellos of one transaction, in which it alone changes the hosts' rows.
 
-    def __init__(self, tx: Transaction, now: int):
+    `now` is the collector's time. Certificates follow the system's clock, as in the handshake. Both in milliseconds.
+    """
+
+    def __init__(
+        self, tx: Transaction, now: int, system_now: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    ):
         self._tx = tx
         self._now = now
+        self._system_now = system_now
         self._known: dict[str, StoredHost] = {}
         self._certificates: dict[int, dict[bytes, CertificateRow]] = {}
         self._heard: dict[int, int] = {}
         self._conflicts: dict[int, dict[bytes, ConflictRow]] = {}
         self._live: set[str] | None = None
+        self._listening: int | None = None
         self._opened: dict[int, int] = {}  # hosts whose Hello counts since this transaction, and when it came
         self._events: _Events = []
 
@@ -88,11 +104,14 @@ class Registrar:
             return None
         known = self._known.get(item.record.host_id)
         row = self._certificates.get(known.host, {}).get(item.fingerprint) if known else None
+        name = known.name if known else item.record.hostname
         if row is None:
-            text = f"this certificate is not known here: its host was removed, or has a newer one; {_ENROL}"
-            return HelloRefused("unknown_certificate", text)
+            text = "this certificate is not known here: its host was removed, or has a newer one"
+            return HelloRefused("unknown_certificate", f"{text}; {ENROL_AGAIN}", name)
         if row.revoked_at is not None:
-            return HelloRefused("revoked", f"this host's certificate was revoked; {_ENROL}")
+            return HelloRefused("revoked", f"this host's certificate was revoked; {ENROL_AGAIN}", name)
+        if not row.is_valid(self._system_now()):  # its connection is older than that
+            return HelloRefused("expired", f"this host's certificate has expired; {ENROL_AGAIN}", name)
         return row
 
     def _add_new(self, items: Sequence[Registration]) -> None:
@@ -160,17 +179,22 @@ class Registrar:
         open_since = max(item.open_since, opened) if is_here else 0
         heard_at = max(self._heard.get(known.host, 0), open_since)
         place = place_of(record)
-        is_elsewhere = (
-            not is_here
-            and not same_place(place, place_of(item.record))
-            and record.collector in self._live_collectors()
+        if same_place(place_of(item.record), place):
+            return Incumbent(place, record.interval, record.ttl, heard_at, open_since=open_since)
+        is_elsewhere = not is_here and record.collector in self._live_collectors()
+        return Incumbent(
+            place, record.interval, record.ttl, heard_at, self._listening_since(), open_since, is_elsewhere
         )
-        return Incumbent(place, record.interval, heard_at, open_since, is_elsewhere)
 
     def _live_collectors(self) -> set[str]:
         if self._live is None:
             self._live = {row.name for row in load_live(self._tx)}
         return self._live
+
+    def _listening_since(self) -> int:
+        if self._listening is None:
+            self._listening = load_listening_since(self._tx, self._now) or self._now
+        return self._listening
 
     def _refuse(self, item: Registration, known: StoredHost) -> HelloRefused:
         said, place, incumbent = item.record, place_of(item.record), place_of(known.record)
@@ -199,9 +223,13 @@ class Registrar:
                 self._note(known, [event])
             of_host[key] = row
         own = "fleet-agent enroll --new-identity" if item.fingerprint else "remove host_id from its state_dir"
-        return HelloRefused(
-            "conflict", f"another machine has this identity: {incumbent}; give this one its own: {own}"
+        text = (
+            f"another machine has this identity: {incumbent}; give this one its own: {own}; or switch the other off: "
+            f"{duration(released_after(known.record.ttl))} after it was heard last, this one is let in"
         )
+        if item.fingerprint:
+            text += f", and sooner if you {ENROL_AGAIN}"
+        return HelloRefused("conflict", text, known.name)
 
     def _supersede(self, used: CertificateRow) -> None:
         of_host = self._certificates[used.host]

@@ -11,7 +11,6 @@ import asyncio
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import grpc
 import structlog
@@ -21,10 +20,11 @@ from collector.core.pacer import Pacer
 from collector.core.peer import address_of
 from collector.ingest.admission import Admission
 from collector.ingest.bounds import Bounds
+from collector.ingest.calls import OpenCalls
 from collector.ingest.conversation import Conversation, Surroundings
 from collector.ingest.credentials import Credentials
 from collector.ingest.door import Door
-from collector.ingest.endings import ENDED, Ending, ending_by
+from collector.ingest.endings import ENDED, Ending, end_call, ending_by
 from collector.ingest.refusals import Refusals
 from collector.ingest.sessions import Session, Sessions
 from collector.ingest.trust import TrustTeller
@@ -35,7 +35,6 @@ _REPORTS_BURST = 10.0  # seconds of a host's pace that it may use up at once
 _RENEWAL_SECONDS = 2.0  # of a host's pace that a new certificate takes up
 _TARPIT = 0.5  # seconds that somebody waits for a refusal who has shown nothing of value
 _TARPIT_SIZE = 1_000  # streams that wait so
-_ABORT_PATIENCE = 2.0  # seconds that we wait for an agent to take a refusal
 _STREAMS_PER_CONNECTION = 16  # an agent needs one; a few for health checks
 _SPARE_CONNECTIONS = 1_000  # beyond one for each stream
 
@@ -43,7 +42,10 @@ log = structlog.get_logger()
 
 
 class IngestServicer:
-    """Serves the streams. `counts` says how much of what has happened; see `refusals.COUNTED`."""
+    """Serves the streams. `counts` says how much of what has happened; see `refusals.COUNTED`.
+
+    `calls` are those that are open, by their certificate.
+    """
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class IngestServicer:
     ):
         self._sessions = sessions
         self.bounds = bounds
+        self.calls = OpenCalls()
         self._refusals = Refusals()
         self.counts: Counter[str] = self._refusals.counts
         sessions.counts = self.counts
@@ -84,7 +87,7 @@ class IngestServicer:
         """One agent's stream, from Hello to the end."""
         session: Session | None = None
         try:
-            with self._admission.counted(context) as certificate:
+            with self.calls.counted(context) as certificate:
                 session, committed = await self._admission.admit(context, certificate)
                 await self._welcome(session, committed)
                 await Conversation(session, context, self._around).run()
@@ -114,7 +117,7 @@ class IngestServicer:
         self.counts["streams"] += 1
 
     def _ending_by(self, error: Exception, host: str, peer: str) -> Ending:
-        ending = ending_by(error, host)
+        ending = ending_by(error)
         if ending is not None:
             return ending
         # A defect of ours. The agent keeps its reports, and tries again later.
@@ -133,11 +136,7 @@ class IngestServicer:
                 await asyncio.sleep(_TARPIT)
             finally:
                 self._tarpitted -= 1
-        # An agent that does not read finds the status when it does; nobody waits for that here.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_ABORT_PATIENCE):
-                await context.abort(ending.code, ending.text)
-        raise asyncio.CancelledError
+        await end_call(context, ending.code, ending.text)
 
 
 def create_server(servicer: IngestServicer, interceptors: Sequence[aio.ServerInterceptor] = ()) -> aio.Server:

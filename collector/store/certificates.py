@@ -53,6 +53,13 @@ def supersede(tx: Transaction, used: CertificateRow) -> int:
     )
 
 
+def forget_certificates(tx: Transaction, fingerprints: Sequence[bytes]) -> int:
+    """Accept these certificates no more; how many there were."""
+    return tx.execute_many(
+        "DELETE FROM certificate WHERE fingerprint = %s", [(fingerprint,) for fingerprint in fingerprints]
+    )
+
+
 def revoke_host(tx: Transaction, host: int, now: int) -> int:
     """Accept none of the host's certificates any more; how many were accepted until now."""
     lock_certificates(tx, host)

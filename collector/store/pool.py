@@ -3,7 +3,8 @@
 PooledDB counts the connections and hands each to one thread at a time. Four of its habits do not
 suit a collector, and are switched off here:
 
-- It waits for a free connection without end; `checkout` waits at most `timeout` in front of it.
+- It waits for a free connection without end; `checkout` waits at most `timeout` in front of it, and who came
+  first is served first: a writer that never rests must not keep the heartbeat waiting.
 - It connects, pings and rolls back under its one lock, so that one slow connect stalls every
   thread. What it pools here is a `Link`, which costs nothing to make and connects in the thread
   that uses it.
@@ -36,6 +37,7 @@ from dbutils.pooled_db import PooledDB
 
 from collector.store.errors import StoreUnavailable
 from collector.store.link import Link
+from collector.store.turns import Turns
 
 _MOMENT = 0.05  # seconds that the server gets to notice that a lost connection is gone
 
@@ -90,7 +92,7 @@ class Pool:
         self._pid = os.getpid()
         # See above; who needs but one connection has no other to lose.
         self._usable = usable = max(1, size - 1)
-        self._free = threading.BoundedSemaphore(usable)
+        self._free = Turns(usable)
         self._lock = threading.Lock()
         self._connecting = threading.Lock()
         self._out_since: dict[int, float] = {}  # by thread
@@ -182,7 +184,7 @@ class Pool:
         me = threading.get_ident()
         if me in self._out_since:
             raise RuntimeError("this thread holds a connection of the pool already, and may have only one")
-        if not self._free.acquire(blocking=False):
+        if not self._free.acquire():
             self._wait()
         try:
             pooled = self._pool.dedicated_connection()
@@ -200,7 +202,7 @@ class Pool:
 
     def _wait(self) -> None:
         began = time.monotonic()
-        got = self._free.acquire(timeout=self._timeout)
+        got = self._free.acquire(self._timeout)
         with self._lock:
             self._waits += 1
             self._wait_time += time.monotonic() - began

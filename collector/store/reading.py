@@ -63,6 +63,8 @@ class Place(NamedTuple):
     machine_id: str
     hardware_id: str
     boot_id: str
+    address: str
+    instance: str
 
 
 class CheckLine(NamedTuple):
@@ -111,7 +113,8 @@ def load_lines(tx: Transaction, hosts: Sequence[int]) -> dict[int, HostLine]:
 def load_places(tx: Transaction, hosts: Sequence[int]) -> dict[int, Place]:
     """The machines behind those of the hosts that exist."""
     rows = tx.query_in(
-        "SELECT id, own_name, machine_id, hardware_id, boot_id FROM host WHERE id IN (%s)", hosts
+        "SELECT id, own_name, machine_id, hardware_id, boot_id, address, instance FROM host WHERE id IN (%s)",
+        hosts,
     )
     return {row[0]: Place._make(row[1:]) for row in rows}
 
@@ -159,6 +162,15 @@ def load_current_certificates(tx: Transaction, hosts: Collection[int]) -> dict[i
         if host not in newest or newest[host].issued_at < issued_at:
             newest[host] = CertificateRow(bytes(fingerprint), host, bytes(issuer), issued_at, not_after)
     return newest
+
+
+def load_certified_by(tx: Transaction, issuers: Sequence[bytes], now: int) -> list[HostLine]:
+    """The hosts with a valid certificate that one of these CAs signed, whoever is silent for the longest first."""
+    rows = tx.query_in(
+        "SELECT host, not_after FROM certificate WHERE revoked_at IS NULL AND issuer IN (%s)", issuers
+    )
+    found = load_lines(tx, sorted({host for host, not_after in rows if not_after > now}))
+    return sorted(found.values(), key=lambda line: (line.received_at, line.hostname, line.host_id))
 
 
 def load_groups(tx: Transaction, hosts: Collection[int]) -> dict[int, tuple[str, ...]]:

@@ -13,6 +13,7 @@ from collector.store.certificates import revoke_host
 from collector.store.errors import StoreConflict
 from collector.store.statuses import write_events
 from collector.store.store import Transaction
+from collector.store.tokens import end_tokens
 
 # What a machine says of itself; it goes wherever the machine goes.
 _PLACE = "machine_id, boot_id, agent_version, address, interval_ms, ttl_ms, hardware_id, instance, collector"
@@ -60,7 +61,7 @@ def revoke(tx: Transaction, host: int, hostname: str, now: int) -> int:
 
     A token that was made for the host earlier may be in the same wrong hands.
     """
-    _end_tokens(tx, host, now)
+    end_tokens(tx, host, now)
     revoked = revoke_host(tx, host, now)
     if revoked:
         write_events(tx, [(host, hostname, Event(now, EventKind.REVOKED))])
@@ -71,7 +72,7 @@ def rebind(tx: Transaction, old: int, new: int, now: int) -> None:
     """Let the record `old` stand for the machine of `new`, whose own record ends. Writes the event.
 
     The name, the groups, the check states, facts, values and events of `old` stay, so that the machine's next
-    report is compared with them. Its identity, certificates, place and high-water mark are from now on
+    report is compared with them; checks that only `new` has keep their state. Its identity, certificates, place and high-water mark are from now on
     those of `new`, so that its stream goes on where it is after another Hello. Tokens for either are no
     longer valid, and neither are the certificates of `old`. Raises StoreConflict if one of the two was
     removed meanwhile.
@@ -81,10 +82,12 @@ def rebind(tx: Transaction, old: int, new: int, now: int) -> None:
     revoke_host(tx, old, now)
     tx.execute("DELETE FROM conflict WHERE host = %s", (old,))
     for host in (old, new):
-        _end_tokens(tx, host, now)
+        end_tokens(tx, host, now)
     for table in ("certificate", "conflict", "event", "enrolment_token"):
         tx.execute(f"UPDATE {table} SET host = %s WHERE host = %s", (old, new))  # noqa: S608 - names of ours
-    if not before.received_at:
+    if before.received_at:
+        _take_unknown_checks(tx, old, new)
+    else:
         _take_history(tx, old, new)
     if not tx.execute("DELETE FROM host WHERE id = %s", (new,)):  # its UUID must be free before it is given
         raise StoreConflict("a host was removed while it was rebound")
@@ -141,13 +144,6 @@ def _lock_seen(tx: Transaction, host: int) -> _Seen:
     return _Seen(epoch, seq, received_at, measured_at, Silence(silence))
 
 
-def _end_tokens(tx: Transaction, host: int, now: int) -> None:
-    """They are kept, so that a refusal can say why."""
-    tx.execute(
-        "UPDATE enrolment_token SET expires_at = %s WHERE host = %s AND expires_at > %s", (now, host, now)
-    )
-
-
 def _take_history(tx: Transaction, old: int, new: int) -> None:
     """For a record that never had a report: what is known of its machine is that of its present record."""
     for table in ("check_state", "host_fact", "host_latest"):
@@ -155,6 +151,16 @@ def _take_history(tx: Transaction, old: int, new: int) -> None:
         tx.execute(f"UPDATE {table} SET host = %s WHERE host = %s", (old, new))  # noqa: S608
     facts = tx.query("SELECT facts_hash FROM host WHERE id = %s", (new,))
     tx.execute("UPDATE host SET facts_hash = %s WHERE id = %s", (*facts[0], old))
+
+
+def _take_unknown_checks(tx: Transaction, old: int, new: int) -> None:
+    """Checks of which the record never heard go on as they are: a change of state may be next."""
+    known = set(tx.query("SELECT name, instance FROM check_state WHERE host = %s", (old,)))
+    found = tx.query("SELECT name, instance FROM check_state WHERE host = %s ORDER BY name, instance", (new,))
+    tx.execute_many(
+        "UPDATE check_state SET host = %s WHERE host = %s AND name = %s AND instance = %s",
+        [(old, new, *check) for check in found if check not in known],
+    )
 
 
 def _continue(before: _Seen, after: _Seen) -> _Seen:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from collector.store.dialect import CheckRow, Dialect, EventRow, LatestRow, SeenRow
@@ -91,6 +93,7 @@ class SqliteDialect(Dialect):
         self._path = url.path
 
     def connect(self) -> Any:
+        self._make_file()
         # Not shared between threads at one time: the pool sees to that.
         connection = sqlite3.connect(
             self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False
@@ -103,6 +106,14 @@ class SqliteDialect(Dialect):
             connection.close()
             raise
         return connection
+
+    def _make_file(self) -> None:
+        """For its owner alone, as then are the files beside it; SQLite would let everybody read.
+
+        Whatever is in the way is SQLite's to tell.
+        """
+        with suppress(OSError):
+            os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     def connection_number(self, connection: Any) -> int | None:  # noqa: ARG002 - there is no server
         return None

@@ -14,6 +14,7 @@ from collector.core.silence import HEARTBEAT_GRACE
 from collector.store.collectors import load_collectors, load_time_of_others, save_setting
 from collector.store.silence import load_fleet_silence, save_fleet_silence
 from collector.store.store import Transaction
+from collector.store.tokens import bring_tokens_back
 
 _LAST_JOINED = "last_joined"
 
@@ -39,7 +40,23 @@ def agree_on_time(tx: Transaction, name: str, system_now: int) -> Agreement:
     if theirs:
         return Agreement(theirs, others=True)
     heard = max((row.heartbeat_at for row in load_collectors(tx)), default=system_now)
+    # Commands write these while no collector runs, so they may be the only ones in the future.
+    _bring_identities_back(tx, system_now, heard)
     return Agreement(system_now, brought_back=_bring_back(tx, system_now), away=max(0, system_now - heard))
+
+
+def _bring_identities_back(tx: Transaction, now: int, heard: int) -> None:
+    """`heard` is when a collector was heard last."""
+    bring_tokens_back(tx, now, heard)
+    # A certificate is issued by the system's clock, which is what now is here. Whichever of a host's is the
+    # newest is told by that: one of the future would do away with each that follows it.
+    for table, column in (
+        ("conflict", "first_at"),
+        ("conflict", "last_at"),
+        ("certificate", "revoked_at"),
+        ("certificate", "issued_at"),
+    ):
+        tx.execute(f"UPDATE {table} SET {column} = %s WHERE {column} > %s", (now, now))  # noqa: S608 - names of ours
 
 
 def _bring_back(tx: Transaction, now: int) -> int:

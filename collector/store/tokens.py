@@ -9,6 +9,7 @@ from typing import NamedTuple
 from collector.store.store import Row, Transaction
 
 _COLUMNS = "id, hash, hostname, host, group_names, uses, uses_left, created_at, expires_at"
+_ENDED = -1  # uses_left of a token that must not come back to life, whatever becomes of the clock
 _NEW_COLUMNS = "hash, hostname, host, group_names, uses, uses_left, created_at, expires_at"
 
 
@@ -44,6 +45,11 @@ class StoredToken(NamedTuple):
     def is_valid(self, now: int) -> bool:
         """Whether it can be used at that moment."""
         return self.uses_left > 0 and now < self.expires_at
+
+    @property
+    def was_ended(self) -> bool:
+        """Whether its host was revoked or rebound while it was still good."""
+        return self.uses_left == _ENDED
 
 
 def add_tokens(tx: Transaction, tokens: Sequence[NewToken]) -> None:
@@ -97,6 +103,28 @@ def delete_tokens(tx: Transaction, numbers: Sequence[int]) -> list[int]:
         for number in sorted(set(numbers))
         if tx.execute("DELETE FROM enrolment_token WHERE id = %s", (number,))
     ]
+
+
+def end_tokens(tx: Transaction, host: int, now: int) -> None:
+    """Accept no token for this host any more. They are kept, so that a refusal can say why."""
+    tx.execute(
+        "UPDATE enrolment_token SET expires_at = %s, uses_left = %s "
+        "WHERE host = %s AND expires_at > %s AND uses_left > 0",
+        (now, _ENDED, host, now),
+    )
+
+
+def bring_tokens_back(tx: Transaction, now: int, heard: int) -> None:
+    """Let tokens that were made in the future have been made now, and be good for what was left of them.
+
+    `heard` is when a collector was heard last by the clock that was ahead: what had ended by then stays ended.
+    """
+    tx.execute(
+        "UPDATE enrolment_token SET expires_at = %s + CASE WHEN expires_at <= %s THEN 0 "
+        "WHEN created_at > %s THEN expires_at - created_at ELSE expires_at - %s END, created_at = %s "
+        "WHERE created_at > %s",
+        (now, heard, heard, heard, now, now),
+    )
 
 
 def forget_ended_tokens(tx: Transaction, before: int, limit: int = 1_000) -> int:

@@ -1,4 +1,4 @@
-"""First come, first served: what a lock in a database file does not know."""
+"""First come, first served: what neither a lock in a database file nor a semaphore knows."""
 
 from __future__ import annotations
 
@@ -11,36 +11,49 @@ from collector.store.errors import StoreLocked
 
 
 class Turns:
-    """Lets one thread at a time through, in the order in which they came.
+    """Lets `places` threads at a time through, in the order in which they came.
 
-    For a database that takes one writer at a time and has the others look again and again whether it is
-    free: a thread that always has more to write would be there first nearly every time.
+    Otherwise a thread that always has more to do would be there first nearly every time: before those that
+    look again and again whether a file is free, and before those that a semaphore has just woken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: int = 1) -> None:
         self._lock = threading.Lock()
-        self._queue: deque[threading.Event] = deque()  # the first has its turn
+        self._free = places
+        self._queue: deque[threading.Event] = deque()  # who waits; empty while there are free places
+
+    def acquire(self, timeout: float = 0) -> bool:
+        """Wait at most `timeout` seconds for a turn; whether it has come. `release` ends it."""
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                return True
+            if not timeout:
+                return False
+            turn = threading.Event()
+            self._queue.append(turn)
+        if turn.wait(timeout):
+            return True
+        with self._lock:
+            if turn.is_set():  # it came in this very moment
+                return True
+            self._queue.remove(turn)
+        return False
+
+    def release(self) -> None:
+        """End a turn: the next in the queue has it."""
+        with self._lock:
+            if self._queue:
+                self._queue.popleft().set()
+            else:
+                self._free += 1
 
     @contextmanager
     def take(self, timeout: float) -> Iterator[None]:
         """Wait at most `timeout` seconds for a turn, and have it until the end. Raises StoreLocked."""
-        turn = threading.Event()
-        with self._lock:
-            self._queue.append(turn)
-            self._queue[0].set()
-        if not turn.wait(timeout):
-            self._give_up(turn, timeout)
+        if not self.acquire(timeout):
+            raise StoreLocked(f"database: others have been writing for more than {timeout:g} s")
         try:
             yield
         finally:
-            with self._lock:
-                self._queue.popleft()
-                if self._queue:
-                    self._queue[0].set()
-
-    def _give_up(self, turn: threading.Event, timeout: float) -> None:
-        with self._lock:
-            if turn.is_set():  # it came in this very moment
-                return
-            self._queue.remove(turn)
-        raise StoreLocked(f"database: others have been writing for more than {timeout:g} s")
+            self.release()

@@ -33,6 +33,10 @@ def delete_unused_layouts(store: Store) -> int:
 
 
 def delete_ended_credentials(store: Store, before: int) -> int:
-    """Delete certificates and tokens that expired before that time (milliseconds); how many."""
+    """Delete certificates and tokens that expired before that time (milliseconds); how many of either at most.
+
+    Certificates expire by the clocks of those who check them, tokens by the collectors' time: the time has to
+    be past by both.
+    """
     with store.transaction() as tx:
         return max(forget_expired(tx, before, AT_ONCE), forget_ended_tokens(tx, before, AT_ONCE))

@@ -21,8 +21,13 @@ from typing import Any
 import grpc
 import pytest
 
-from agent.credential_files import CredentialFiles
+from agent.config import AgentConfig
+from agent.credential_files import CredentialFiles, NotStoredError
+from agent.enrolment import EnrolmentOptions
+from agent.enrolment import enroll as enroll_here
 from agent.identity import stored_host_id
+from agent.pinning import EnrolmentFailedError
+from agent.target import Endpoint
 from fleetpulse import convert
 from fleetpulse.enrolment import EnrolRequest
 from tests.agent.pki import Ca
@@ -36,7 +41,9 @@ CA, OTHER = Ca(), Ca("other")
 
 
 def environ(folder: Path, **settings: str) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("FLEETPULSE")}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("FLEETPULSE", "GRPC_"))
+    }
     own = {"FLEETPULSE_AGENT_STATE_DIR": str(folder / "state"), "FLEETPULSE_AGENT_INTERVAL": "200ms"}
     return clean | own | {f"FLEETPULSE_AGENT_{key}": value for key, value in settings.items()}
 
@@ -293,6 +300,8 @@ def test_a_server_certificate_that_does_not_do(tmp_path: Path, server: dict[str,
         assert done.returncode == 3
         assert said in done.stderr
         assert not office.requests
+        # The collector's admin gets to know of a wrong name from who asks and does not enrol.
+        assert office.asked_for_trust == (1 if "names" in server else 0)
 
     run(test)
 
@@ -320,9 +329,13 @@ def test_wrong_ports_and_places(tmp_path: Path) -> None:
     ("options", "settings", "said"),
     [
         ({"--collector": None}, {}, "which collector?"),
-        ({"--collector": "collector"}, {}, "expected HOST:PORT"),
+        ({"--collector": "collector"}, {}, "--collector: expected HOST:PORT"),
         ({"--collector": "unix:/run/x"}, {}, 'a unix socket is for tls = "off"'),
-        ({"--ca-fingerprint": "abc"}, {}, "64 hex digits, got 'abc'"),
+        (
+            {"--ca-fingerprint": "abc"},
+            {},
+            "--ca-fingerprint: expected the SHA-256 of the CA's certificate, 64 hex digits, got 'abc'",
+        ),
         ({"--token-file": "missing"}, {}, "cannot read the token from missing: No such file"),
         ({"--token-file": "/dev/null"}, {}, "/dev/null holds no token"),
         ({"--enroll-port": "70000"}, {}, "70000 is no port to enrol at"),
@@ -554,3 +567,124 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
             assert "Traceback" not in done.stderr
 
     run(test)
+
+
+def test_a_host_that_is_refused_enrols_again_without_being_told_twice(tmp_path: Path) -> None:
+    async def test() -> None:
+        office, state = Office(CA), tmp_path / "state"
+        script = Script(refuse_hello=(grpc.StatusCode.UNAUTHENTICATED, "this host's certificate was revoked"))
+        async with enrolling(office) as enroll_port, serving(script, credentials=ingest()) as port:
+            assert (await enroll(tmp_path, enroll_port, port=port)).returncode == 0
+            with running(tmp_path):
+                await until((state / "refused").exists)
+            shown = await call(tmp_path, "check-config")
+            assert "# the collector does not accept it: refused: this host's certificate was" in shown.stdout
+            again = await enroll(tmp_path, enroll_port, port=port)
+            assert (again.returncode, len(office.requests)) == (0, 2)
+            assert (
+                "it is enrolled, but the collector does not accept its certificate (refused: " in again.stderr
+            )
+            assert not (state / "refused").exists()
+            again = await enroll(tmp_path, enroll_port, port=port)
+            assert again.stdout.startswith("already enrolled")
+
+    run(test)
+
+
+def test_a_full_disk_shows_before_the_token_is_spent(tmp_path: Path) -> None:
+    async def limited(kib: int, port: int) -> subprocess.CompletedProcess[str]:
+        command = [*AGENT, "enroll", "--collector", "127.0.0.1:1", "--enroll-port", str(port),
+            "--token-file", "-", "--ca-fingerprint", CA.fingerprint]  # fmt: skip
+        return await asyncio.to_thread(
+            subprocess.run,
+            ["bash", "-c", f'ulimit -f {kib}; exec "$@"', "-", *command],
+            env=environ(tmp_path) | {"PYTHONDONTWRITEBYTECODE": "1"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            input=TOKEN,
+            check=False,
+            timeout=30,
+        )
+
+    async def test() -> None:
+        office = Office(CA)
+        async with enrolling(office) as port:
+            for kib, said in (
+                (0, "cannot store the host's id in "),
+                (16, "there is no room for what enrolling"),
+            ):
+                done = await limited(kib, port)
+                assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+                assert done.stderr.startswith(f"fleet-agent: {said}")
+                assert "File too large" in done.stderr
+            assert not office.requests
+            assert {path.name for path in (tmp_path / "state").iterdir()} == {"host_id", "lock"}
+
+    run(test)
+
+
+def test_a_disk_that_fails_after_the_token_was_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        def fail(*_: object) -> None:
+            raise NotStoredError("cannot store host.pem: No space left on device")
+
+        monkeypatch.setattr(CredentialFiles, "store_pair", fail)
+        token = tmp_path / "token"
+        token.write_text(TOKEN)
+        token.chmod(0o600)
+        office = Office(CA, name="web-17")
+        async with enrolling(office) as port:
+            options = EnrolmentOptions(
+                Endpoint("127.0.0.1", 1), port, str(token), bytes.fromhex(CA.fingerprint)
+            )
+            config = AgentConfig(state_dir=tmp_path / "state")
+            with pytest.raises(EnrolmentFailedError) as raised:
+                await asyncio.to_thread(enroll_here, options, config, print)
+        assert len(office.requests) == 1
+        assert str(raised.value) == (
+            "cannot store host.pem: No space left on device. The collector knows this machine by now, and the"
+            " token may be used up: then get one made for it (collector-cli token create --host web-17) and"
+            " enrol again with --force"
+        )
+
+    run(test)
+
+
+def test_grpc_itself_says_nothing_and_leftovers_are_removed(tmp_path: Path) -> None:
+    async def test() -> None:
+        state = tmp_path / "state"
+        async with enrolling(Office(CA)) as enroll_port, serving(Script(), credentials=ingest(OTHER)) as port:
+            assert (await enroll(tmp_path, enroll_port, port=port)).returncode == 0
+            left = [
+                state / f".{name}.0123456789abcdef" for name in ("host.pem", "ca.previous.pem", "host_id")
+            ]
+            for path in left:
+                path.write_text("cut short")
+            kept = state / ".host.pem.mine"
+            kept.write_text("kept")
+            with running(tmp_path):
+                await until(lambda: "is not of a CA that" in (tmp_path / "log").read_text())
+            assert [path for path in (*left, kept) if path.exists()] == [kept]
+            done = await enroll(tmp_path, enroll_port, "--force", "--enroll-port", str(port))
+            assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+        for line in (tmp_path / "log").read_text().splitlines():
+            assert line.startswith("20"), line
+
+    run(test)
+
+
+def test_an_agent_starts_on_a_full_disk(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    (state / "host_id").write_text(f"{uuid.uuid4()}\n")
+    command = ["bash", "-c", 'ulimit -f 0; exec "$@"', "-", *AGENT, "run"]
+    settings = environ(tmp_path, TLS="off", COLLECTOR="127.0.0.1:1") | {"PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(command, env=settings, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            lines = [process.stderr.readline() for _ in range(2)]
+        finally:
+            process.kill()
+    assert "reports are kept in memory" in lines[0]
+    assert "reports to 127.0.0.1:1 every" in lines[1]

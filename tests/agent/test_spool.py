@@ -575,7 +575,7 @@ def test_memory_holds_only_so_much_for_a_disk_that_takes_nothing(
 
 
 def test_an_unusable_place_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(SpoolError, match="unable to open database file"):
+    with pytest.raises(SpoolError, match="cannot be opened: No such file or directory"):
         DiskSpool(tmp_path / "missing" / "spool.db")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -193,3 +195,17 @@ def test_a_commit_that_hangs_holds_neither_the_stop_nor_the_delivery(
     reopened = killed(spool)
     assert seqs(reopened) == [1, 2]
     reopened.close()
+
+
+def test_nobody_else_reads_the_spool_or_its_log(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    (tmp_path / "spool.db-wal").touch(0o644)  # of an agent that was killed
+    earlier = os.umask(0o022)
+    try:
+        spool = DiskSpool(path)
+        fill(spool, 1)
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+        spool.close()
+    finally:
+        os.umask(earlier)
+    assert modes == dict.fromkeys(("spool.db", "spool.db-wal", "spool.db-shm"), 0o600)

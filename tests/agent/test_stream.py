@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import math
 import socket
@@ -10,16 +11,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grpc
 import pytest
 
+from agent import channel
 from agent.backoff import Backoff
 from agent.channel import channel_options
 from agent.delivery import Delivery
 from agent.memory_spool import MemorySpool
 from agent.spool import DiskSpool
-from agent.stream import Timeouts
+from agent.stream import Stream, Timeouts
 from fleetpulse import convert
 from fleetpulse.model import CheckKey, CheckLayout, Hello, HostId, Layout, Measurement, Report
 from tests.agent.scripted_collector import Script, serving, until
@@ -542,5 +545,37 @@ def test_what_the_disk_garbled_is_dropped_alone(tmp_path: Path) -> None:
             (5, 0),
             (6, 1),
         ]
+
+    run(test)
+
+
+def test_a_failed_try_is_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of a stream must not go on connecting, collected or not."""
+    eager = dict(channel._CHANNEL_OPTIONS) | {
+        "grpc.initial_reconnect_backoff_ms": 100,
+        "grpc.max_reconnect_backoff_ms": 100,
+    }
+    monkeypatch.setattr(channel, "_CHANNEL_OPTIONS", tuple(eager.items()))
+
+    async def test() -> None:
+        connections = 0
+
+        def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal connections
+            connections += 1
+            writer.close()
+
+        server = await asyncio.start_server(close, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        gc.collect()
+        gc.disable()
+        try:
+            with mock.patch("agent.delivery.Stream", side_effect=Stream) as streams:
+                async with server, delivering(port, MemorySpool(), backoff=Backoff(0.3, 0.3)):
+                    await until(lambda: streams.call_count >= 12)
+                    seen = connections, streams.call_count
+        finally:
+            gc.enable()
+        assert seen[0] <= seen[1] + 1
 
     run(test)

@@ -23,6 +23,7 @@ from agent.delivery import Delivery
 from agent.key_process import KeyProcessError, NewKey
 from agent.keys import make_key_and_request
 from agent.memory_spool import MemorySpool
+from agent.refusal import noted_refusal
 from agent.stream import Timeouts
 from fleetpulse import convert
 from tests.agent.pki import Ca
@@ -288,6 +289,87 @@ def test_a_bundle_that_is_none_changes_nothing(
     run(test)
 
 
+def test_a_wrong_ca_for_a_moment_locks_nobody_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        ca, wrong = Ca(), Ca("wrong")
+        files = enrolled(tmp_path, ca)
+        right_id, spool, script = files.load(HELLO.host_id).trust_id, MemorySpool(), Script()
+        async with (
+            serving(script, credentials=server_credentials(ca)) as port,
+            delivering(port, spool, files, draw=lambda: 0.0) as delivery,
+        ):
+            await until(lambda: len(script.hellos) == 1)
+            await script.say(convert.encode_trust(wrong.pem, 0))
+            for count in (2, 3):  # found out soon; and again with each further stream
+                await until(lambda count=count: script.welcomed == count)  # type: ignore[misc]
+                assert script.hellos[-1].trust_id != right_id
+                fill(spool, 1)
+                delivery.wake()
+                await until(lambda: spool.pending() == 0)
+                await script.say(convert.encode_goodbye(0) if count == 2 else convert.encode_trust(ca.pem, 0))
+            await until(lambda: script.welcomed == 4)
+            assert script.hellos[-1].trust_id == right_id
+            await until(lambda: not (tmp_path / "ca.previous.pem").exists())
+        assert files.load(HELLO.host_id).roots == ca.pem
+
+    run(test)
+    assert caplog.text.count("is not of the CA that it had its agents trust last") == 1
+
+
+def test_a_ca_that_was_replaced_is_trusted_no_more_once_the_new_one_has_proved_good(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        old, new = Ca("old"), Ca("new")
+        files = enrolled(tmp_path, old)
+        script = Script()
+        async with (
+            serving(script, credentials=server_credentials(old)) as port,
+            delivering(port, MemorySpool(), files),
+        ):
+            await until(lambda: script.welcomed == 1)
+            await script.say(convert.encode_trust(new.pem, 0))
+            await until(lambda: files.load(HELLO.host_id).previous_bundle == old.pem)
+        async with (
+            serving(script, credentials=server_credentials(new, old)) as port,
+            delivering(port, MemorySpool(), files),
+        ):
+            await until(lambda: script.welcomed == 2)
+            await until(lambda: not files.load(HELLO.host_id).previous_bundle)
+        async with (
+            serving(script, credentials=server_credentials(old)) as port,
+            delivering(port, MemorySpool(), files),
+        ):
+            await until(lambda: "is not of a CA that this machine trusts" in caplog.text)
+        assert len(script.hellos) == 2
+
+    run(test)
+
+
+def test_a_host_whose_certificate_is_worth_nothing_is_told_what_to_do_and_notes_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        files = enrolled(tmp_path, CA)
+        chain = files.load(HELLO.host_id).chain
+        script = Script(refuse_hello=(grpc.StatusCode.UNAUTHENTICATED, "this host's certificate has expired"))
+        async with (
+            serving(script, credentials=server_credentials(CA)) as port,
+            delivering(port, MemorySpool(), files),
+        ):
+            await until(lambda: "expired" in noted_refusal(tmp_path, chain))
+            await until(lambda: len(script.hellos) > 2)
+            script.refuse_hello = None
+            await until(lambda: not (tmp_path / "refused").exists())
+
+    run(test)
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert (
+        "has expired (UNAUTHENTICATED); get a token for it (collector-cli token create --host NAME)" in line
+    )
+    assert "fleet-agent enroll --force" in line
+
+
 def test_files_replaced_by_an_enrolment_are_used_by_the_next_stream(tmp_path: Path) -> None:
     async def test() -> None:
         ca = Ca()
@@ -314,10 +396,10 @@ CA, OTHER = Ca(), Ca("other")
     [
         (server_credentials(OTHER, CA), "127.0.0.1", {}, "is not of a CA that this machine trusts"),
         (
-            server_credentials(CA, names=("collector.example", "192.0.2.7")),
+            server_credentials(CA, names=("collector.example", "192.0.2.7", "2001:db8::7")),
             "127.0.0.1",
             {},
-            "is not for 127.0.0.1:PORT but for collector.example, 192.0.2.7; call it by",
+            "is not for 127.0.0.1:PORT but for collector.example, 192.0.2.7, 2001:db8::7; call it by",
         ),
         (server_credentials(CA, begin=-60, end=-10), "127.0.0.1", {}, "has expired, or this machine's clock"),
         (server_credentials(CA, begin=600), "127.0.0.1", {}, "is not valid yet: this machine's clock"),

@@ -207,6 +207,10 @@ def test_what_is_no_name(name: str) -> None:
         general_name(name)
 
 
+def test_an_address_is_written_without_its_scope() -> None:
+    assert general_name("fe80::1%eth0") == general_name("fe80::1")
+
+
 def test_a_ca_lives_ten_years() -> None:
     life = timedelta(milliseconds=CA.not_after - NOW)
     assert timedelta(days=3649) < life <= timedelta(days=3650)

@@ -106,9 +106,15 @@ def test_a_conflict_is_a_warning_beside_what_is_worse(fleet: Fleet, cli: Cli) ->
         (
             {"machine_id": "m", "boot_id": "b"},
             {"machine_id": "m", "boot_id": "b"},
-            ("machine m", "machine m"),
+            ("address 192.0.2.7", "address 192.0.2.99"),
         ),
-        ({"machine_id": "", "boot_id": ""}, {}, ("-", "-")),
+        (
+            {"machine_id": "m", "boot_id": "b", "instance": "first run"},
+            {"machine_id": "m", "boot_id": "b", "address": "192.0.2.7", "instance": "another run"},
+            ("instance first run", "instance another run"),
+        ),
+        ({"machine_id": "", "boot_id": ""}, {}, ("address 192.0.2.7", "address 192.0.2.99")),
+        ({"machine_id": "", "boot_id": ""}, {"address": ""}, ("-", "-")),
     ],
 )
 def test_the_fingerprints_are_those_that_differ(
@@ -184,7 +190,7 @@ def test_revoke(fleet: Fleet, cli: Cli) -> None:
     assert none.startswith("plain (")
     assert none.endswith("has no certificate that is not revoked")
     assert "within seconds" in hint
-    assert "collector-cli token create --host" in hint
+    assert "collector-cli token create --host HOST, and on it fleet-agent enroll --force" in hint
     assert "REVOKED" in cli("show", "web-17").out
     assert [h["certificate_issuer"] is None for h in cli("hosts", "--json").json["hosts"]] == [
         True,
@@ -242,6 +248,19 @@ def test_a_name_that_cannot_be_shown_is_refused(fleet: Fleet, cli: Cli, name: st
     assert ran.status == 3
     assert ran.err.startswith("collector-cli: the new name ")
     assert cli("show", "localhost").status == 0
+
+
+@pytest.mark.parametrize("command", [["revoke"], ["remove"], ["rename"], ["rebind"]])
+def test_hosts_that_may_be_meant_are_listed_by_their_uuids(
+    fleet: Fleet, cli: Cli, command: list[str]
+) -> None:
+    identities = [fleet.add("twin")[1].host_id for _ in range(12)]
+    arguments = {"rename": ["twin", "other"], "rebind": ["twin", "twin", "--yes"]}
+    ran = cli(*command, *arguments.get(command[0], ["twin", "--yes"]))
+    assert (ran.status, ran.out) == (3, "")
+    assert "'twin' may be any of 12 hosts: " in ran.err
+    assert sum(f"twin ({identity})" in ran.err for identity in identities) == 10
+    assert ran.err.endswith(" and 2 more\n")
 
 
 # --- rebind ---

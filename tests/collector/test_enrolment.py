@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -25,27 +26,33 @@ from hypothesis import strategies as st
 from collector.config import Identity
 from collector.core.identity import Bearer, RenewalRefused
 from collector.core.peer import address_of
+from collector.identity import attempts as attempts_module
 from collector.identity.attempts import Attempts
 from collector.identity.clerk import Busy, Clerk
 from collector.identity.keyring import Keyring
 from collector.identity.tokens import make_token
+from collector.identity.visits import Visits
 from collector.store.certificates import (
     CertificateRow,
     add_certificate,
     load_certificates,
     lock_certificates,
     revoke_host,
+    supersede,
 )
 from collector.store.conflicts import ConflictRow, load_conflicts, save_conflict
 from collector.store.dialect import SeenRow
 from collector.store.errors import StoreConflict
 from collector.store.hosts import StoredHost, add_hosts, find_hosts, remove_host
+from collector.store.records import rebind, revoke
 from collector.store.schema import upgrade
 from collector.store.statuses import load_statuses, write_seen
 from collector.store.store import Store, Transaction, open_store
+from collector.store.tokens import StoredToken, spend_token
 from fleetpulse.enrolment import EnrolRequest, enroll, fetch_trust, urn_of
 from tests.collector.enrolment_site import EnrolmentSite, application, csr, refusal
 from tests.collector.fleet import record
+from tests.mariadb_server import MariadbServer
 from tests.processes import wait_until
 
 MINUTE = 60_000
@@ -126,6 +133,42 @@ def test_a_machine_becomes_a_host(site: EnrolmentSite) -> None:
 def test_the_ca_bundle_is_public(site: EnrolmentSite) -> None:
     with site.channel() as channel:
         assert fetch_trust(channel, 10) == site.keyring.current.bundle
+
+
+def test_who_asks_for_the_certificates_and_leaves_is_an_event(sqlite_store: Store, tmp_path: Path) -> None:
+    """As whoever has a wrong fingerprint, or calls the collector by a name that is not in its certificate."""
+    with EnrolmentSite(sqlite_store, own_ca(tmp_path), visit=0.5) as site:
+        for _ in range(3):
+            with site.channel() as channel:
+                fetch_trust(channel, 10)
+        site.enroll(application(site.token()))  # one of them, as far as can be told
+        refusal(lambda: site.enroll(application("nonsense")))  # and another
+        wait_until(lambda: len(site.events("enrolment-refused")) == 2)
+        left = max(site.events("enrolment-refused"), key=lambda event: event.number)
+        assert "asked for the CA certificates and left: wrong fingerprint, or a name" in left.message
+        assert "(from 127.0.0.1)" in left.message
+        assert site.counts == {"enrolled": 1, "enrolment_refused": 2}
+
+
+def test_a_flood_of_visitors_fills_neither_memory_nor_the_events(sqlite_store: Store, tmp_path: Path) -> None:
+    left: list[str] = []
+
+    async def flood() -> int:
+        visits = Visits(left.append, patience=600)
+        for number in range(5_000):
+            visits.begin(f"address {number}")
+        visits.end("address 4999")
+        visits.end("address 0")  # which is not waited for any more
+        return len(visits._waiting)
+
+    assert asyncio.run(flood()) == 511
+    assert left == [f"address {number}" for number in range(5_000 - 512)]
+    with EnrolmentSite(sqlite_store, own_ca(tmp_path), visit=0.01) as site, site.channel() as channel:
+        for _ in range(100):
+            fetch_trust(channel, 10)
+        wait_until(lambda: site.counts["enrolment_refused"] == 100)
+        wait_until(lambda: len(site.events()) >= 10)
+        assert len(site.events()) <= 12
 
 
 def test_only_so_many_get_in_at_once(site: EnrolmentSite) -> None:
@@ -306,17 +349,67 @@ def test_who_is_refused_too_often_has_to_wait(sqlite_store: Store, tmp_path: Pat
 def test_refusals_are_counted_by_address() -> None:
     now = 0.0
     attempts = Attempts(60, lambda: now)
+
+    def refuse(address: str) -> None:
+        assert attempts.begin(address) == 0
+        attempts.end(address, refused=True)
+
     for _ in range(121):
-        attempts.note("192.0.2.1")
-    assert attempts.wait("192.0.2.1") == pytest.approx(1)
-    assert attempts.wait("::ffff:192.0.2.1") == pytest.approx(1)
-    assert attempts.wait("192.0.2.2") == 0
+        refuse("192.0.2.1")
+    assert attempts.begin("192.0.2.1") == pytest.approx(1)
+    assert attempts.begin("::ffff:192.0.2.1") == pytest.approx(1)
+    assert attempts.begin("192.0.2.2") == 0
     for number in range(121):
-        attempts.note(f"2001:db8::{number:x}")
-    assert attempts.wait("2001:db8::ffff:1") == pytest.approx(1)  # the same network, so perhaps one machine
-    assert attempts.wait("2001:db8:0:1::1") == 0
+        refuse(f"2001:db8::{number:x}")
+    assert attempts.begin("2001:db8::ffff:1") == pytest.approx(1)  # the same network, so perhaps one machine
+    assert attempts.begin("2001:db8:0:1::1") == 0
     now = 2
-    assert attempts.wait("192.0.2.1") == 0
+    assert attempts.begin("192.0.2.1") == 0
+
+
+def test_attempts_at_once_count_before_they_are_refused() -> None:
+    attempts = Attempts(10, lambda: 0.0)
+    assert [attempts.begin("192.0.2.1") for _ in range(256)].count(0) == 21
+    for _ in range(20):
+        attempts.end("192.0.2.1", refused=True)
+    assert attempts.begin("192.0.2.1") > 0
+    assert attempts.is_undecided("192.0.2.1")
+    attempts.end("192.0.2.1", refused=False)
+    assert not attempts.is_undecided("192.0.2.1")
+    assert attempts.begin("192.0.2.1") == 0
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["good", "bad"])
+def test_many_behind_one_address_at_once(sqlite_store: Store, tmp_path: Path, *, good: bool) -> None:
+    """Good ones take turns and all get in; of bad ones no more are heard than may be refused."""
+    with EnrolmentSite(sqlite_store, own_ca(tmp_path), rate=3) as site:
+        token = site.token(uses=30) if good else make_token()
+
+        def attempt(number: int) -> str:
+            try:
+                site.enroll(application(token, hostname=f"web-{number}"))
+            except grpc.RpcError as error:
+                return str(error.code().name)  # type: ignore[attr-defined]
+            return "in"
+
+        with ThreadPoolExecutor(30) as threads:
+            answers = Counter(threads.map(attempt, range(30)))
+    assert answers == ({"in": 30} if good else {"UNAUTHENTICATED": 7, "RESOURCE_EXHAUSTED": 23})
+
+
+def test_who_asks_for_the_ca_too_often_is_slowed_down_and_not_refused(
+    sqlite_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempts_module, "_ASKED_AT_ONCE", 5)
+    monkeypatch.setattr(attempts_module, "_ASKED_PER_SECOND", 0.001)
+    with EnrolmentSite(sqlite_store, own_ca(tmp_path)) as site, site.channel() as channel:
+        times = []
+        for _ in range(6):
+            began = time.monotonic()
+            assert fetch_trust(channel, 5) == site.keyring.current.bundle
+            times.append(time.monotonic() - began)
+    assert max(times[:5]) < times[5]
+    assert times[5] >= 0.8
 
 
 def test_what_is_not_told_is_told_with_the_next() -> None:
@@ -461,12 +554,124 @@ def test_who_may_not_renew(site: EnrolmentSite) -> None:
     assert "not known here" in refused(bearer._replace(host_id=str(uuid.uuid4())), csr())
     assert "not known here" in refused(bearer._replace(host=bearer.host + 1), csr())
     assert "certificate request" in refused(bearer, b"nonsense")
-    for _ in range(15):
-        site.run(site.desk.renew(bearer, csr()))
-    assert "16 certificates" in refused(bearer, csr())
     with site.store.transaction() as tx:
         revoke_host(tx, bearer.host, site.now)
     assert "not valid any more" in refused(bearer, csr())
+
+
+def test_renewals_that_are_lost_do_not_end_renewal(site: EnrolmentSite) -> None:
+    """A disk that is full for weeks: the agent cannot store what it gets, and asks again and again."""
+    request = application(site.token())
+    first = site.enroll(request)
+    host = stored(site, request.host_id).host
+    bearer = Bearer(host, request.host_id, "web-1", fingerprint(first.chain))
+    renewed = [fingerprint(site.run(site.desk.renew(bearer, csr()))) for _ in range(20)]
+    kept = [row.fingerprint for row in certificates(site, host)]
+    assert kept == [*reversed(renewed[-15:]), bearer.fingerprint]
+    # The last is as good as any, and its use ends all that.
+    with site.store.transaction() as tx:
+        assert supersede(tx, load_certificates(tx, [host])[host][0]) == 15
+    last = bearer._replace(fingerprint=renewed[-1])
+    assert site.run(site.desk.renew(last, csr()))
+
+
+def test_a_certificate_is_newer_than_those_before_it_though_the_clock_was_set_back(
+    site: EnrolmentSite,
+) -> None:
+    request = application(site.token())
+    first = site.enroll(request)
+    host = stored(site, request.host_id).host
+    with site.store.transaction() as tx:
+        tx.execute("UPDATE certificate SET issued_at = issued_at + %s", (MINUTE,))
+    renewed = site.run(
+        site.desk.renew(Bearer(host, request.host_id, "web-1", fingerprint(first.chain)), csr())
+    )
+    assert [row.fingerprint for row in certificates(site, host)] == [
+        fingerprint(renewed),
+        fingerprint(first.chain),
+    ]
+
+
+def test_the_ca_that_signs_is_the_one_of_that_moment(site: EnrolmentSite) -> None:
+    """`ca rotate` between two looks at the files: what the old CA signs now is not counted any more."""
+    elsewhere = Keyring(Identity(dir=site.keyring.places.folder), lambda: ["localhost", "127.0.0.1"])
+    elsewhere.load()
+    new = elsewhere.rotate().authority
+    assert new is not None
+    request = application(site.token())
+    enrolled = site.run(site.desk.enroll(request, "192.0.2.1"))
+    host = stored(site, request.host_id).host
+    assert [row.issuer for row in certificates(site, host)] == [new.fingerprint]
+    assert enrolled.ca_bundle == elsewhere.current.bundle
+    newest = elsewhere.finish().authority
+    assert newest is not None
+    site.run(site.desk.renew(Bearer(host, request.host_id, "web-1", fingerprint(enrolled.chain)), csr()))
+    assert {row.issuer for row in certificates(site, host)} == {newest.fingerprint}
+
+
+def test_the_smallest_pool_serves_all_who_need_it(mariadb: MariadbServer, tmp_path: Path) -> None:
+    """Two connections for a writer, the sweeper, enrolments and renewals: they take turns."""
+    store = open_store(mariadb.fresh_database(), pool_size=3)
+    upgrade(store, lambda: 0)
+    over = threading.Event()
+    turns: Counter[str] = Counter()
+
+    def work(name: str) -> None:
+        while not over.is_set():
+            with store.transaction() as tx:
+                tx.query("SELECT COUNT(*), SLEEP(0.01) FROM host")
+            turns[name] += 1
+
+    with EnrolmentSite(store, own_ca(tmp_path)) as site, ThreadPoolExecutor(24) as threads:
+        token = site.token(uses=40)
+        others = [threads.submit(work, name) for name in ("writer", "sweeper", "reader")]
+
+        def live(number: int) -> int:
+            request = application(token, hostname=f"web-{number}")
+            chain = site.run(site.desk.enroll(request, f"192.0.2.{number}")).chain
+            bearer = Bearer(stored(site, request.host_id).host, request.host_id, "web", fingerprint(chain))
+            return [bool(site.run(site.desk.renew(bearer, csr()))) for _ in range(3)].count(True)
+
+        try:
+            assert list(threads.map(live, range(40))) == [3] * 40
+        finally:
+            over.set()
+        for other in others:
+            other.result(20)
+    assert min(turns[name] for name in ("writer", "sweeper", "reader")) > 5
+    assert store.pool_stats.timeouts == 0
+    store.close()
+
+
+@pytest.mark.parametrize("what", ["revoked", "rebound", "used"])
+def test_a_token_that_ends_while_it_is_used(
+    site: EnrolmentSite, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Between the look at it and its use; the machine is told what is the case."""
+    machine = known(site, seen_ago=None)
+    token = site.token(hostname="web-1", host=machine.host)
+    request = application(token, host_id=machine.record.host_id)
+    other = known(site, seen_ago=None, hostname="other")
+
+    def end(tx: Transaction) -> None:
+        if what == "revoked":
+            revoke(tx, machine.host, "web-1", site.now)
+        elif what == "rebound":
+            rebind(tx, other.host, machine.host, site.now)
+        else:
+            tx.execute("UPDATE enrolment_token SET uses_left = 0")
+
+    def spend_late(tx: Transaction, spent: StoredToken, now: int) -> bool:
+        end(tx)
+        return spend_token(tx, spent, now)
+
+    monkeypatch.setattr("collector.identity.desk.spend_token", spend_late)
+    said = refusal(lambda: site.enroll(request))[1]
+    if what == "used":
+        assert "is used up" in said
+    else:
+        assert "its host was revoked or rebound since" in said
+        assert "token create --host web-1" in said
 
 
 def test_a_revoked_certificate_is_not_renewed_beside_a_newer_one(site: EnrolmentSite) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from grpc import aio
-from grpc_health.v1.health_pb2 import HealthCheckResponse
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from structlog.testing import capture_logs
 
 from collector.cli.doctor import look_at_port
-from collector.health import Health, HealthServicer
+from collector.health import Health
+from collector.ingest.calls import OpenCalls
+from collector.ingest.health_checks import HealthChecks
 from collector.store.errors import StoreReadOnly, StoreUnavailable
 
 GONE = StoreUnavailable("database: gone")
@@ -20,23 +21,16 @@ READ_ONLY = StoreReadOnly("database: read-only")
 
 
 @pytest.fixture
-def changes() -> list[bool]:
-    return []
+def health() -> Health:
+    return Health()
 
 
-@pytest.fixture
-def health(changes: list[bool]) -> Health:
-    return Health(changes.append)
-
-
-def test_who_can_read_says_nothing_of_who_cannot_write(health: Health, changes: list[bool]) -> None:
+def test_who_can_read_says_nothing_of_who_cannot_write(health: Health) -> None:
     for _ in range(3):
         health.note(READ_ONLY, "writer-0")
         health.note(None, "sweeper")
-    assert changes == [False]
     assert (health.is_serving, health.problem) == (False, "database: read-only")
     health.note(None, "writer-0")
-    assert changes == [False, True]
     assert (health.is_serving, health.problem) == (True, "")
 
 
@@ -74,23 +68,33 @@ def test_the_calling_thread_is_the_source_unless_told(health: Health) -> None:
     assert health.is_serving
 
 
-def test_a_health_check_tells_what_was_counted(tmp_path: Path) -> None:
+def test_a_health_check_tells_why_not_and_what_was_counted(tmp_path: Path) -> None:
     listen = f"unix:{tmp_path}/health"
 
-    async def scenario() -> dict[str, str]:
+    async def scenario() -> list[dict[str, str]]:
         server = aio.server()
-        servicer = HealthServicer(lambda: "", lambda: {"unauthenticated": 2, "reports": 7})
-        add_HealthServicer_to_server(servicer, server)
-        await servicer.set("", HealthCheckResponse.SERVING)
+        health = Health()
+        checks = HealthChecks(health, Counter({"unauthenticated": 2, "reports": 7}), OpenCalls())
+        checks.serve_on(server)
         server.add_insecure_port(listen)
         await server.start()
         try:
-            found = await asyncio.to_thread(lambda: list(look_at_port(listen, None)))
+            serving = await asyncio.to_thread(look)
+            health.note(GONE)
+            failing = await asyncio.to_thread(look)
+            health.note(None)
+            checks.stop()
+            return [serving, failing, await asyncio.to_thread(look)]
         finally:
             await server.stop(None)
-        return {finding.name: finding.text for finding in found}
 
-    assert asyncio.run(scenario()) == {
+    def look() -> dict[str, str]:
+        return {finding.name: finding.text for finding in look_at_port(listen, None)}
+
+    serving, failing, stopping = asyncio.run(scenario())
+    assert serving == {
         "port": f"{listen} answers and serves",
         "refused": "since it started: 2 connections without an accepted certificate",
     }
+    assert "database: gone" in failing["port"]
+    assert "answers and serves" not in stopping["port"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,8 +16,8 @@ from structlog.testing import capture_logs
 
 from collector.config import Identity
 from collector.identity import server_names
-from collector.identity.authority import Authority, fingerprint_of, names_of, not_after_of
-from collector.identity.key_files import KeyringError
+from collector.identity.authority import Authority, fingerprint_of, names_of, not_after_of, parse_keys
+from collector.identity.key_files import Folder, KeyringError
 from collector.identity.keyring import Keyring
 from collector.identity.server_names import find_names
 from tests.processes import ROOT
@@ -159,12 +162,34 @@ def test_it_is_made_anew_for_a_new_name_and_not_for_one_less(rig: Rig) -> None:
     assert not rig.keyring.maintain()
 
 
+def test_names_that_come_and_go_have_it_made_anew_once_a_minute(rig: Rig) -> None:
+    rig.names.append("a.example")
+    assert rig.keyring.maintain()
+    rig.names[-1] = "b.example"
+    for _ in range(3):
+        rig.now += 19_000
+        assert not rig.keyring.maintain()
+    rig.now += 19_000
+    assert rig.keyring.maintain()
+    assert "b.example" in names_of(rig.keyring.current.server_certificate)
+
+
+def test_an_address_with_a_scope_is_not_missed_for_ever(rig: Rig) -> None:
+    """A certificate holds it without."""
+    rig.names.append("fe80::1%eth0")
+    assert rig.keyring.maintain()
+    assert "fe80::1" in names_of(rig.keyring.current.server_certificate)
+    rig.now += HOUR
+    assert not rig.keyring.maintain()
+
+
 def test_it_is_made_anew_when_its_ca_is_another_one(rig: Rig) -> None:
     other = Authority.create(START)
     (rig.folder / "ca.key").write_bytes(other.key_pem)
     (rig.folder / "ca.pem").write_bytes(other.certificate_pem)
-    assert rig.keyring.maintain()
-    assert rig.keyring.current.server_issuer_fingerprint == other.fingerprint
+    again = rig.another()
+    again.open()
+    assert again.current.server_issuer_fingerprint == other.fingerprint
 
 
 def test_a_ca_that_ends_soon_does_not_keep_it_busy(rig: Rig) -> None:
@@ -198,11 +223,46 @@ def test_what_is_replaced_is_used_and_what_is_broken_is_not(rig: Rig) -> None:
     assert watching.maintain()  # its own, so it can be made anew
 
 
+def test_another_ca_at_once_would_lock_everybody_out(rig: Rig, tmp_path: Path) -> None:
+    watching, other = rig.another(), Rig(tmp_path / "other")
+    before, files = watching.load(), rig.files()
+    other.keyring.open()
+    for name, data in other.files().items():
+        (rig.folder / name).write_bytes(data)
+    with capture_logs() as logs:
+        assert not watching.refresh()
+        assert not watching.maintain()
+    assert watching.current is before
+    [line] = logs
+    assert "no CA in common with the one in use" in line["error"]
+    assert "collector-cli ca rotate" in line["error"]
+    assert "restart" in line["error"]
+    assert rig.another().load().trust_id == other.keyring.current.trust_id  # which is what a restart does
+    # Beside the old one, as the message says.
+    both = other.files()["ca.pem"] + files["ca.pem"]
+    (rig.folder / "ca.pem").write_bytes(both)
+    assert watching.maintain()
+    assert len(watching.current.trusted) == 2
+
+
+def test_a_ca_with_the_same_key_is_the_same(rig: Rig) -> None:
+    watching, key = rig.another(), (rig.folder / "ca.key").read_bytes()
+    before = watching.load()
+    assert before.authority is not None
+    rig.now += DAY * 1000
+    name = before.authority.certificate.subject
+    again = Authority.create(rig.now, key=parse_keys(key)[0])
+    (rig.folder / "ca.pem").write_bytes(again.certificate_pem)
+    assert again.certificate.subject == name
+    assert watching.maintain()
+    assert watching.current.trusted == (again.certificate,)
+
+
 def test_what_could_not_be_read_once_is_read_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Too many open files, for one: the file is as good as before."""
     from collector.identity import material as module
 
-    def fail(path: Path, what: str) -> bytes:
+    def fail(path: Path, what: str, _: Folder | None = None) -> bytes:
         raise KeyringError(f"{what}: cannot read {path}: Too many open files")
 
     watching = rig.another()
@@ -253,15 +313,13 @@ def test_a_change_that_is_cut_short_leaves_nothing_broken(
     """Whatever the last file that was written: each state can be read, and the change be made again."""
     if change == "finish":
         rig.keyring.rotate()
-    from collector.identity import keyring as module
+    write, states = Folder.write, []
 
-    write, states = module.write, []
-
-    def noted(path: Path, data: bytes) -> None:
-        write(path, data)
+    def noted(folder: Folder, name: str, data: bytes) -> None:
+        write(folder, name, data)
         states.append(rig.files())
 
-    monkeypatch.setattr(module, "write", noted)
+    monkeypatch.setattr(Folder, "write", noted)
     getattr(rig.keyring, change)()
     monkeypatch.undo()
     assert len(states) == {"rotate": 2, "finish": 3}[change]
@@ -273,6 +331,113 @@ def test_a_change_that_is_cut_short_leaves_nothing_broken(
         if change == "rotate" and again.load().is_changing:
             continue
         assert getattr(again, change)().is_changing is (change == "rotate")
+
+
+def broken(pem: bytes, kind: bytes, dice: random.Random) -> bytes:
+    """The file with a few bytes of its first block of that kind replaced."""
+    [block, *_] = re.findall(rb"-----BEGIN " + kind + rb"-----(.+?)-----END", pem, re.DOTALL)
+    der = bytearray(base64.b64decode(block))
+    for _ in range(dice.choice([1, 1, 2])):
+        der[dice.randrange(len(der))] = dice.randrange(256)
+    return pem.replace(block, b"\n" + base64.encodebytes(bytes(der)))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ca.pem", b"CERTIFICATE"),
+        ("server.pem", b"CERTIFICATE"),
+        ("server.pem", b"PRIVATE KEY"),
+        ("ca.key", b"PRIVATE KEY"),
+    ],
+)
+def test_files_with_random_faults_are_no_defects(rig: Rig, name: str, kind: bytes) -> None:
+    whole, dice, refused = (rig.folder / name).read_bytes(), random.Random(1), 0
+    for _ in range(200):
+        (rig.folder / name).write_bytes(broken(whole, kind, dice))
+        try:
+            rig.keyring.places.read(rig.now)
+        except KeyringError:
+            refused += 1
+    assert refused > 50
+
+
+def with_an_unknown_kind_of_key(pem: bytes) -> bytes:
+    [block] = re.findall(rb"-----BEGIN CERTIFICATE-----(.+?)-----END", pem, re.DOTALL)
+    der, known = base64.b64decode(block), bytes.fromhex("06072a8648ce3d0201")
+    assert known in der
+    return pem.replace(
+        block, b"\n" + base64.encodebytes(der.replace(known, bytes.fromhex("06072a8648ce3d0209")))
+    )
+
+
+def test_a_certificate_with_a_kind_of_key_that_nobody_knows(rig: Rig) -> None:
+    for name in ("ca.pem", "server.pem"):
+        path = rig.folder / name
+        whole = path.read_bytes()
+        path.write_bytes(with_an_unknown_kind_of_key(whole))
+        with pytest.raises(
+            KeyringError, match=rf"{name}: holds a certificate that cannot be used: Unknown key"
+        ):
+            rig.another().load()
+        path.write_bytes(whole)
+
+
+def test_what_nobody_has_foreseen_ends_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a defect")
+
+    before = rig.keyring.current
+    monkeypatch.setattr(rig.keyring.places, "read", fail)
+    monkeypatch.setattr(rig, "names", None)
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert not rig.keyring.maintain()
+        assert [line["error"] for line in logs] == ["TypeError: 'NoneType' object is not iterable"]
+        (rig.folder / "ca.pem").touch()
+        for _ in range(3):
+            assert not rig.keyring.maintain()
+            assert not rig.keyring.refresh()
+    # Once for each way, and again for other files.
+    assert [line["error"] for line in logs].count("RuntimeError: a defect") == 1
+    assert len(logs) == 3
+    assert rig.keyring.current is before
+
+
+def test_the_old_key_goes_even_if_the_change_of_the_ca_was_cut_short(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = rig.another()
+    running.load()
+    rig.keyring.rotate()
+    running.refresh()
+    write = Folder.write
+
+    def killed(folder: Folder, name: str, data: bytes) -> None:
+        if name == "ca.key":
+            raise KeyboardInterrupt
+        write(folder, name, data)
+
+    monkeypatch.setattr(Folder, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        rig.keyring.finish()
+    monkeypatch.undo()
+    assert (rig.folder / "ca.key").read_bytes().count(b"BEGIN PRIVATE") == 2
+    running.refresh()
+    running.maintain()
+    assert running.current.authority is not None
+    assert (rig.folder / "ca.key").read_bytes() == running.current.authority.key_pem
+    assert not running.current.has_spare_keys
+    assert not running.maintain()
+
+
+def test_the_key_of_a_ca_that_is_yet_to_come_stays(rig: Rig) -> None:
+    """As when the files of a collector that has begun a change are copied to another, one after the other."""
+    keys = Authority.create(START).key_pem + (rig.folder / "ca.key").read_bytes()
+    (rig.folder / "ca.key").write_bytes(keys)
+    rig.keyring.maintain()
+    rig.keyring.maintain()
+    assert (rig.folder / "ca.key").read_bytes() == keys
 
 
 def test_a_site_brings_its_own(site: Callable[..., Rig]) -> None:
@@ -384,3 +549,20 @@ def test_dns_that_says_nothing_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("socket.getfqdn", lambda: never.wait(10) and "x")
     assert "localhost" in find_names("127.0.0.1:1", ())
     never.set()
+
+
+def test_found_addresses_have_no_scope() -> None:
+    names = find_names("[fe80::2%eth0]:1", ("fe80::1%eth0", "fe80::1%eth1"))
+    assert [name for name in names if name.startswith("fe80")][:2] == ["fe80::1", "fe80::2"]
+
+
+def test_a_hostname_that_dns_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A label has 63 characters at most, a hostname on Linux 64."""
+    crashes: list[object] = []
+    monkeypatch.setattr("threading.excepthook", crashes.append)
+    monkeypatch.setattr("socket.gethostname", lambda: "x" * 64)
+    monkeypatch.setattr("socket.getfqdn", lambda: ("x" * 64).encode("idna").decode())
+    names = find_names("127.0.0.1:1", ())
+    assert "localhost" in names
+    assert "x" * 64 not in names
+    assert not crashes

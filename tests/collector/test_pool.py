@@ -72,7 +72,7 @@ def test_a_waiter_gets_the_connection_that_is_returned(database_url: str) -> Non
         thread = threading.Thread(target=wait_for_it)
         thread.start()
         deadline = time.monotonic() + 10
-        while not store._pool._free._cond._waiters and time.monotonic() < deadline:  # type: ignore[attr-defined]
+        while not store._pool._free._queue and time.monotonic() < deadline:
             time.sleep(0.001)
         assert not got.is_set()
     thread.join(10)

@@ -251,8 +251,33 @@ def test_the_next_report_is_compared_with_the_old_history(
     assert set(checks(fleet, old)) == {check.key for check in layout.checks}
     expected = Counter(rebound=1, back=1, added=1, state=1)
     if layout is not LAYOUT:
-        expected.update({"check-appeared": 1, "check-removed": 1})
+        expected.update({"check-removed": 1})  # the other is known from the record that ended
     assert kinds(fleet, old) == expected
+
+
+def test_a_state_of_a_check_that_only_the_new_record_has_goes_on(fleet: Fleet, collector: Collector) -> None:
+    """A change that comes with the next report is told, and one that was told before is not told again."""
+    layout = Layout(
+        tuple(CheckLayout(CheckKey(name), (Measurement(name, "1"),)) for name in ("swing", "cpu"))
+    )
+    old, _ = fleet.add(
+        "web-17", ago=50 * MINUTE, checks={CheckKey("cpu"): CheckStatus(State.WARNING, 5, "hot")}
+    )
+    machine = record("web-17")
+    new = collector.hello(machine, 9).host
+    assert collector.report(new, 9, 1, layout, State.CRITICAL) == 1
+    rebind(fleet, old, new)
+    assert checks(fleet, old)[CheckKey("swing")].state is State.CRITICAL
+    assert checks(fleet, old)[CheckKey("cpu")] == CheckStatus(State.WARNING, 5, "hot")
+    collector.hello(machine, 9)
+    assert collector.report(old, 9, 2, layout) == 2
+    with fleet.store.transaction() as tx:
+        told = load_events(tx, Filter(host=old, kinds=(EventKind.STATE,)), 100)
+    assert [(event.subject, event.new) for event in told if event.subject == "swing"] == [
+        ("swing", "CRITICAL"),
+        ("swing", "OK"),
+    ]
+    assert not kinds(fleet, old)["check-appeared"]
 
 
 def test_a_record_without_history_gets_that_of_the_machine(fleet: Fleet, collector: Collector) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -123,6 +125,24 @@ def _subclasses(kind: type) -> list[type]:
 def test_sqlite_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StoreMisconfigured, match="collector-cli db upgrade"):
         open_store(f"sqlite:///{tmp_path}/none.db", pool_size=1)
+
+
+def test_an_sqlite_database_is_its_owners_alone(tmp_path: Path, opened: Callable[..., Store]) -> None:
+    file = tmp_path / "new.db"
+    before = os.umask(0o022)
+    try:
+        store = opened(f"sqlite:///{file}", create=True)
+        upgrade(store, lambda: 0)
+        use(store)
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+        assert modes == dict.fromkeys(("new.db", "new.db-wal", "new.db-shm"), 0o600)
+        # One that is there already is as its owner wants it.
+        store.close()
+        file.chmod(0o640)
+        use(opened(f"sqlite:///{file}"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
 def test_sqlite_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine, Iterator
-from contextlib import AsyncExitStack
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import grpc
@@ -14,8 +15,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from collector.identity.authority import Authority, Issued, parse_certificates, parse_keys
+from collector.ingest.items import ENROL_AGAIN
 from collector.store import certificates
 from collector.store.certificates import CertificateRow, add_certificate
 from collector.store.hosts import add_hosts, find_hosts, remove_host
@@ -25,6 +29,7 @@ from fleetpulse.model import Hello
 from tests.collector.fleet import record
 from tests.collector.machine import Machine, Refusal, hello, machine
 from tests.processes import Program, Site
+from tests.relay import Relay
 
 _Result = TypeVar("_Result")
 HOUR = 3600.0
@@ -195,7 +200,7 @@ def test_a_revocation_ends_the_stream_within_five_seconds(any_port: Port) -> Non
             assert isinstance(ended, Refusal)
             assert (ended.code, ended.text) == (
                 grpc.StatusCode.UNAUTHENTICATED,
-                "this host's certificate was revoked",
+                f"this host's certificate was revoked; {ENROL_AGAIN}",
             )
             seconds = time.monotonic() - began
             assert isinstance(await two.report(), Ack), "the others go on"
@@ -221,7 +226,9 @@ def test_a_stream_ends_with_its_certificate(port: Port) -> None:
             return await one.expect(Ack), time.time()
 
     ended, at = run(scenario())
-    assert ended == Refusal(grpc.StatusCode.UNAUTHENTICATED, "this host's certificate has expired")
+    assert ended == Refusal(
+        grpc.StatusCode.UNAUTHENTICATED, f"this host's certificate has expired; {ENROL_AGAIN}"
+    )
     assert 0 <= at - credentials.issued.not_after / 1000 < 5
     assert port.counts()["expired"] == 1
 
@@ -288,6 +295,21 @@ def test_a_host_that_asks_for_certificates_all_the_time_is_paced(port: Port) -> 
     assert seconds > 1
 
 
+def test_a_connection_that_is_older_than_the_end_of_its_certificate_is_no_way_in(port: Port) -> None:
+    """The handshake was in time. Only the list tells of the end, here as if it were an hour ago."""
+    said = hello()
+    signed = port.sign(said.host_id)
+    now = time.time_ns() // 1_000_000
+    with port.store.transaction() as tx:
+        add_hosts(tx, [record("web-1", host_id=said.host_id)], 1)
+    port.accept(said.host_id, signed.issued._replace(not_after=now - 3_600_000))
+    answer = run(greet(port, said, signed))
+    assert answer == Refusal(
+        grpc.StatusCode.UNAUTHENTICATED, f"this host's certificate has expired; {ENROL_AGAIN}"
+    )
+    assert port.counts()["expired"] == 1
+
+
 def test_without_tls_nobody_gets_a_certificate(sqlite_site: Site) -> None:
     sqlite_site.collector()
 
@@ -327,22 +349,90 @@ def test_agents_are_told_whom_to_trust_when_they_do_not_know_and_when_it_changes
         assert trust.renew_within == 1000
 
 
+@asynccontextmanager
+async def silent_streams(port: Port, address: str, shown: Credentials, count: int) -> AsyncIterator[None]:
+    """Streams that say nothing, each on a connection of its own."""
+    async with AsyncExitStack() as opened:
+        for _ in range(count):
+            silent = await opened.enter_async_context(machine(address, hello(), shown.channel))
+            await silent.call.wait_for_connection()
+        yield
+
+
 def test_one_certificate_does_not_take_all_streams(port: Port) -> None:
     said, other = hello(), hello()
     credentials, others = port.enroll(said), port.enroll(other)
+    address = port.site.address
 
     async def scenario() -> Refusal | Ack:
-        async with AsyncExitStack() as opened:
-            for _ in range(8):
-                silent = await opened.enter_async_context(
-                    machine(port.site.address, said, credentials.channel)
-                )
-                await silent.call.wait_for_connection()
-            one = await opened.enter_async_context(machine(port.site.address, said, credentials.channel))
+        async with silent_streams(port, address, credentials, 8):
             assert isinstance(await greet(port, other, others), Welcome)
-            return await one.expect(Ack)
+            async with machine(address, said, credentials.channel) as one:
+                return await one.expect(Ack)
 
     refused = run(scenario())
     assert isinstance(refused, Refusal)
     assert refused.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert isinstance(run(greet(port, said, credentials)), Welcome), "when they are gone it may again"
+
+
+def test_a_copy_of_a_certificate_elsewhere_does_not_keep_the_host_out(port: Port) -> None:
+    said = hello()
+    credentials = port.enroll(said)
+
+    async def scenario() -> Welcome | Refusal:
+        with Relay(port.site.address, source="127.0.0.2") as elsewhere:
+            async with silent_streams(port, elsewhere.address, credentials, 8):
+                async with machine(elsewhere.address, said, credentials.channel) as copy:
+                    assert isinstance(await copy.expect(Ack), Refusal)
+                return await greet(port, said, credentials)
+
+    assert isinstance(run(scenario()), Welcome)
+
+
+def test_health_checks_take_nobodys_place(sqlite_site: Site) -> None:
+    """Not those of a revoked certificate either: checks that never ask, and calls that might last for ever."""
+    opened = Port(sqlite_site, sqlite_site.collector(tls="on", limits_connections="40"))
+    said, bad = hello(), hello()
+    credentials, revoked = opened.enroll(said), opened.enroll(bad)
+    _revoke(opened, bad)
+    check, watch = (f"/grpc.health.v1.Health/{name}" for name in ("Check", "Watch"))
+
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async def codes(channel: grpc.aio.Channel, method: str, count: int) -> Counter[str]:
+        calls: list[Any] = [channel.stream_unary(method)(never()) for _ in range(count)]
+        return Counter([(await call.code()).name for call in calls])
+
+    async def scenario() -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with AsyncExitStack() as stack:
+            channels = [
+                await stack.enter_async_context(
+                    grpc.aio.secure_channel(opened.site.address, revoked.channel, options=options)
+                )
+                for _ in range(4)
+            ]
+            for channel in channels:
+                assert await codes(channel, watch, 16) == {"UNIMPLEMENTED": 16}
+            first = asyncio.create_task(codes(channels[0], check, 16))
+            while not await is_refused(channels[0]):  # noqa: ASYNC110 - they are there
+                await asyncio.sleep(0.01)
+            for channel in channels[1:]:
+                assert await codes(channel, check, 16) == {"RESOURCE_EXHAUSTED": 16}
+            assert isinstance(await greet(opened, said, credentials), Welcome)
+            assert set(await first) == {"RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
+            assert not await is_refused(channels[0]), "when they are gone it may again"
+
+    async def is_refused(channel: grpc.aio.Channel) -> bool:
+        try:
+            await HealthStub(channel).Check(HealthCheckRequest())
+        except grpc.aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        return False
+
+    run(scenario())
+    opened.store.close()
+    assert opened.counts()["too_many_streams"] > 48

@@ -6,11 +6,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 
 from collector.clock import Clock
 from collector.core.silence import FleetSilence
-from collector.core.status import Silence
+from collector.core.status import Event, EventKind, Silence
 from collector.store import silence
+from collector.store.certificates import CertificateRow, add_certificate
 from collector.store.collectors import CollectorRow, load_collectors
 from collector.store.dialect import SeenRow
 from collector.store.errors import StoreConflict, StoreError, StoreLocked
@@ -234,3 +238,133 @@ def test_stopping_does_not_wait_for_a_database_that_does_not_answer(store: Store
     answers.set()
     swept.join(20)
     assert not swept.is_alive()
+
+
+# --- what is too old, and clocks that are wrong ---
+
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+
+
+class Clocks:
+    """Of one machine, in milliseconds. Setting `system` is what an admin or NTP does."""
+
+    def __init__(self, system: int):
+        self.system = system
+        self._steady = 0
+
+    def sweeper(self, store: Store, name: str = "c1") -> Sweeper:
+        made = sweeper(store, lambda: self.system, name=name)
+        made._clock = Clock(lambda: self.system / 1000, lambda: self._steady / 1000)
+        return made
+
+    def live(self, milliseconds: int) -> None:
+        self.system += milliseconds
+        self._steady += milliseconds
+
+
+def add_old(store: Store, fleet: Fleet, *, certificate_ended: int, event_at: int) -> None:
+    host, _ = fleet.add("web-1")
+    with store.transaction() as tx:
+        add_certificate(tx, CertificateRow(b"f" * 32, host, b"i" * 32, 1, certificate_ended))
+    fleet.event(None, "", Event(event_at, EventKind.FLEET_BACK, message="old"))
+
+
+def kept(store: Store) -> tuple[int, int]:
+    """How many certificates and events there are."""
+    with store.transaction(write=False) as tx:
+        [(certificates,)] = tx.query("SELECT COUNT(*) FROM certificate")
+        [(events,)] = tx.query("SELECT COUNT(*) FROM event WHERE message = 'old'")
+    return certificates, events
+
+
+def take_turns(swept: Sweeper, clocks: Clocks, store: Store) -> None:
+    """Some turns of its thread, of which the first would delete what is too old."""
+    swept.start()
+    for _ in range(2):
+        clocks.live(10)
+        with store.transaction(write=False) as tx:
+            before = max(row.heartbeat_at for row in load_collectors(tx))
+        clocks.live(10)
+
+        def has_beaten(before: int = before) -> bool:
+            with store.transaction(write=False) as tx:
+                return max(row.heartbeat_at for row in load_collectors(tx)) > before
+
+        wait_until(has_beaten)
+    swept.stop(20)
+
+
+def test_what_is_too_old_goes(store: Store) -> None:
+    fleet = Fleet(store)
+    add_old(store, fleet, certificate_ended=fleet.now - 31 * DAY, event_at=fleet.now - 366 * DAY)
+    clocks = Clocks(fleet.now)
+    swept = clocks.sweeper(store)
+    swept.join_collectors()
+    take_turns(swept, clocks, store)
+    assert kept(store) == (0, 0)
+
+
+@pytest.mark.parametrize("ahead", [20 * HOUR, -20 * HOUR], ids=["others ahead", "system ahead"])
+def test_a_certificate_has_ended_only_by_both_clocks(sqlite_store: Store, ahead: int) -> None:
+    fleet = Fleet(sqlite_store)
+    for name, ended in (("kept", DAY // 2), ("gone", 3 * DAY)):
+        host, _ = fleet.add(name)
+        row = CertificateRow(name.encode() * 8, host, b"i" * 32, 1, fleet.now - 29 * DAY - ended)
+        with sqlite_store.transaction() as tx:
+            add_certificate(tx, row)
+    clocks = Clocks(fleet.now)
+    if ahead > 0:
+        fleet.now += ahead
+    fleet.listen(name="other")
+    swept = clocks.sweeper(sqlite_store)
+    swept.join_collectors()
+    if ahead < 0:
+        clocks.system -= ahead
+    swept.look_after_size()
+    with sqlite_store.transaction(write=False) as tx:
+        assert tx.query("SELECT fingerprint FROM certificate") == [(b"kept" * 8,)]
+
+
+@pytest.mark.parametrize("when", ["at the start", "later"])
+def test_who_goes_on_from_a_clock_that_is_far_ahead_deletes_nothing_for_a_day(
+    sqlite_store: Store, when: str
+) -> None:
+    """Even if the system's clock follows: an admin has a day to set both."""
+    fleet = Fleet(sqlite_store)
+    add_old(sqlite_store, fleet, certificate_ended=fleet.now + 90 * DAY, event_at=fleet.now)
+    clocks = Clocks(fleet.now)
+    swept = clocks.sweeper(sqlite_store)
+    if when == "later":
+        swept.join_collectors()
+    fleet.now += 500 * DAY
+    fleet.listen(name="ahead")
+    if when == "at the start":
+        swept.join_collectors()
+    else:
+        swept.beat()
+    clocks.system += 500 * DAY
+    take_turns(swept, clocks, sqlite_store)
+    assert kept(sqlite_store) == (1, 1)
+
+
+def test_nothing_is_deleted_while_the_systems_clock_says_otherwise(sqlite_store: Store) -> None:
+    fleet = Fleet(sqlite_store)
+    clocks = Clocks(fleet.now)
+    swept = clocks.sweeper(sqlite_store)
+    swept.join_collectors()
+    add_old(sqlite_store, fleet, certificate_ended=fleet.now - 31 * DAY, event_at=fleet.now - 366 * DAY)
+    clocks.system -= 2 * DAY
+    swept.look_after_size()
+    assert kept(sqlite_store) == (1, 1)
+    clocks.system += 2 * DAY
+    swept.look_after_size()
+    assert kept(sqlite_store) == (0, 0)
+
+
+@pytest.fixture
+def sqlite_store(tmp_path: Path) -> Iterator[Store]:
+    store = open_store(f"sqlite:///{tmp_path}/fleet.db", pool_size=4, create=True)
+    upgrade(store, lambda: 0)
+    yield store
+    store.close()

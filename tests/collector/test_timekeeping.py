@@ -9,7 +9,9 @@ import pytest
 from collector.core.silence import FleetSilence
 from collector.core.status import Event, EventKind, Silence
 from collector.store import collectors, silence, statuses
+from collector.store.certificates import CertificateRow, add_certificate, load_certificates
 from collector.store.collectors import load_listening
+from collector.store.conflicts import ConflictRow, load_conflicts, save_conflict
 from collector.store.dialect import SeenRow
 from collector.store.errors import StoreConflict
 from collector.store.event_log import Filter, load_events
@@ -17,6 +19,7 @@ from collector.store.reading import load_hosts
 from collector.store.schema import upgrade
 from collector.store.store import Store, open_store
 from collector.store.timekeeping import Agreement, agree_on_time
+from collector.store.tokens import NewToken, add_tokens, end_tokens, find_tokens
 from tests.collector.fleet import MINUTE, Fleet
 from tests.collector.test_sweeper import sweeper
 from tests.mariadb_server import MariadbServer
@@ -75,6 +78,63 @@ def test_what_is_stored_in_the_future_counts_as_having_happened_now(store: Store
     # A writer that remembers the host as it was has to read it again.
     with pytest.raises(StoreConflict), store.transaction() as tx:
         statuses.write_seen(tx, [SeenRow(future, before[future].version, 7, 99, now, now, 0)])
+
+
+def test_tokens_conflicts_and_certificates_of_the_future(store: Store) -> None:
+    """A command may have written them while no collector ran, so they are all that there is of the future."""
+    fleet = Fleet(store)
+    now, ahead = fleet.now, fleet.now + 400 * 24 * HOUR
+    host, _ = fleet.add("web-1", ago=HOUR)
+    texts = ("future", "ended", "past")
+    with store.transaction() as tx:
+        add_tokens(
+            tx,
+            [
+                NewToken(b"future".ljust(32), "", None, (), 1, ahead, ahead + HOUR),
+                NewToken(b"ended".ljust(32), "web-1", host, (), 1, ahead, ahead + HOUR),
+                NewToken(b"past".ljust(32), "", None, (), 1, now - 5, now + HOUR),
+            ],
+        )
+        end_tokens(tx, host, ahead + MINUTE)
+        for address, at in (("192.0.2.1", ahead), ("192.0.2.2", now - MINUTE)):
+            place = address.encode().ljust(16)
+            save_conflict(tx, ConflictRow(host, place, "web-1", address, "m", "h", "b", "i", at, at))
+        for number, issued, revoked in ((1, ahead, None), (2, now - 7, ahead), (3, now - 7, now - 6)):
+            add_certificate(
+                tx, CertificateRow(bytes([number]) * 32, host, b"i" * 32, issued, ahead * 2, revoked)
+            )
+    assert agree(store, "c1", now) == Agreement(now)
+    with store.transaction() as tx:
+        found = find_tokens(tx, [text.encode().ljust(32) for text in texts])
+        future, ended, past = (found[text.encode().ljust(32)] for text in texts)
+        assert (future.created_at, future.expires_at) == (now, now + HOUR)
+        assert not ended.is_valid(now)  # whoever ended it meant it
+        assert (past.created_at, past.expires_at) == (now - 5, now + HOUR)
+        assert sorted((row.first_at, row.last_at) for row in load_conflicts(tx)[host]) == [
+            (now - MINUTE, now - MINUTE),
+            (now, now),
+        ]
+        rows = {row.fingerprint[0]: row for row in load_certificates(tx, [host])[host]}
+        assert [(rows[n].issued_at, rows[n].revoked_at) for n in (1, 2, 3)] == [
+            (now, None),
+            (now - 7, now),
+            (now - 7, now - 6),
+        ]
+        assert {row.not_after for row in rows.values()} == {ahead * 2}
+
+
+@pytest.mark.parametrize(("ago", "left"), [(HOUR // 4, HOUR * 3 // 4), (2 * HOUR, 0)])
+def test_a_token_of_the_future_is_good_for_what_was_left_of_it(store: Store, ago: int, left: int) -> None:
+    """`ago` before a collector was heard last, by the clock that was ahead."""
+    fleet = Fleet(store)
+    fleet.listen(name="dead", heard=MINUTE)
+    made, now = fleet.now - MINUTE - ago, fleet.now - 24 * HOUR
+    with store.transaction() as tx:
+        add_tokens(tx, [NewToken(b"t" * 32, "", None, (), 1, made, made + HOUR)])
+    agree(store, "c1", now)
+    with store.transaction() as tx:
+        [token] = find_tokens(tx, [b"t" * 32]).values()
+    assert (token.created_at, token.expires_at) == (now, now + left)
 
 
 def test_two_that_start_at_once_agree(mariadb: MariadbServer) -> None:

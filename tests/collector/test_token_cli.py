@@ -17,13 +17,14 @@ from collector.cli.inventory import InventoryError, parse_inventory
 from collector.config import Identity
 from collector.identity.tokens import hash_token, is_token
 from collector.store.certificates import revoke_host
-from collector.store.hosts import find_hosts
+from collector.store.hosts import add_hosts, find_hosts
+from collector.store.records import rename_host
 from collector.store.schema import upgrade
 from collector.store.store import Store, open_store
 from collector.store.tokens import StoredToken, list_tokens
 from tests.collector.cli_process import SCRIPT, environment, run_cli
 from tests.collector.enrolment_site import EnrolmentSite, application
-from tests.collector.fleet import Fleet
+from tests.collector.fleet import Fleet, record
 
 ANSIBLE = {
     "_meta": {"hostvars": {"web-1": {"x": 1}, "spare": {}}},
@@ -127,7 +128,8 @@ def test_who_makes_a_token_at_a_terminal_is_told_what_to_do(site: EnrolmentSite,
     assert is_token(text)
     assert text not in said
     assert "for web-1" in said
-    assert f":18443 --enroll-port 4711 --token-file FILE --ca-fingerprint {fingerprint}" in said
+    assert f":18443 --enroll-port 4711 --token-file FILE --ca-fingerprint {fingerprint}\r\n" in said
+    assert "with --force if it was enrolled before" in said
 
 
 def test_what_is_not_known_here_is_left_open(sqlite_store: Store, sqlite_url: str, tmp_path: Path) -> None:
@@ -146,9 +148,13 @@ def test_a_token_for_a_known_host_is_bound_to_its_record(sqlite_store: Store, sq
     fleet.add("twin")
     with sqlite_store.transaction(write=False) as tx:
         [(host, host_id)] = tx.query("SELECT id, host_id FROM host WHERE hostname = 'web-1'")
-    assert run_json(sqlite_url, "create", "--host", "WEB-1")["known_host"] is True
+    made = run_json(sqlite_url, "create", "--host", "WEB-1")
+    assert made["known_host"] is True
+    # The machine may be enrolled, and would do nothing without.
+    assert made["command"].endswith(" --force")
     assert run_json(sqlite_url, "create", "--host", host_id)["hostname"] == "web-1"
-    assert run_json(sqlite_url, "create", "--host", "other")["known_host"] is False
+    made = run_json(sqlite_url, "create", "--host", "other")
+    assert (made["known_host"], "--force" in made["command"]) == (False, False)
     assert [token.host for token in tokens(sqlite_store)] == [host, host, None]
     assert "may be any of 2 hosts" in failed(sqlite_url, "create", "--host", "twin")
     assert "no host" in failed(sqlite_url, "create", "--host", host_id[:-4] + "0000")
@@ -200,6 +206,7 @@ def test_an_inventory_gets_its_tokens_once(site: EnrolmentSite, sqlite_url: str,
     before = files["web-3.token"].read_text()
     second = run_json(sqlite_url, *bulk)
     assert (second["created"], second["kept"], second["enrolled"]) == (["web-2"], ["web-3"], ["web-1"])
+    assert not files["web-1.token"].exists(), "it is spent"
     assert files["web-3.token"].read_text() == before
     third = run_cli(sqlite_url, "token", *bulk)
     assert "OK: 0 tokens made, 2 still good, 1 host enrolled already" in third.stdout
@@ -216,8 +223,29 @@ def test_an_inventory_gets_its_tokens_once(site: EnrolmentSite, sqlite_url: str,
     site.enroll(again)
     assert run_json(sqlite_url, *bulk)["enrolled"] == ["web-1"]
     assert run_json(sqlite_url, *bulk, "--again")["created"] == ["web-1", "web-2", "web-3"]
+    assert run_json(sqlite_url, *bulk)["enrolled"] == ["web-1"]
+    assert files["web-1.token"].exists(), "it was not used yet"
     assert files["web-3.token"].read_text() != before
     assert hash_token(before.strip()) not in {token.hash for token in tokens(site.store)}
+
+
+def test_one_host_under_two_names_gets_no_two_tokens(
+    sqlite_store: Store, sqlite_url: str, tmp_path: Path
+) -> None:
+    there = record("vm-3")
+    with sqlite_store.transaction() as tx:
+        add_hosts(tx, [there], 1)
+        rename_host(tx, find_hosts(tx, [there.host_id])[there.host_id].host, "web-1", 1)
+    inventory, folder = tmp_path / "machines", tmp_path / "tokens"
+    bulk = ("create", "--inventory", str(inventory), "--output", str(folder))
+    inventory.write_text("web-1\nweb-2\nvm-3\n")
+    said = failed(sqlite_url, *bulk)
+    assert f"web-1 and vm-3 are one host here: web-1 ({there.host_id})" in said
+    assert "calls itself vm-3; leave one of them out" in said
+    assert not tokens(sqlite_store)
+    assert not list(folder.iterdir())
+    inventory.write_text("web-2\nvm-3\n")
+    assert run_json(sqlite_url, *bulk)["created"] == ["web-2", "vm-3"]
 
 
 def test_what_is_in_the_way_is_told(sqlite_store: Store, sqlite_url: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_first_come_first_served() -> None:
         for number in range(5):
             threads.append(threading.Thread(target=come, args=(number,)))
             threads[-1].start()
-            wait_until(lambda number=number: len(turns._queue) == number + 2)
+            wait_until(lambda number=number: len(turns._queue) == number + 1)
         assert served == []
     for thread in threads:
         thread.join()
@@ -36,7 +36,7 @@ def test_waiting_ends_and_holds_nobody_up() -> None:
             pass
         waiting = threading.Thread(target=lambda: turns.take(10).__enter__())
         waiting.start()
-        wait_until(lambda: len(turns._queue) == 2)
+        wait_until(lambda: len(turns._queue) == 1)
     waiting.join(5)
     assert not waiting.is_alive()
 

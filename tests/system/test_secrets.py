@@ -29,7 +29,7 @@ def watched_command_lines() -> Iterator[set[str]]:
                         )
                     except OSError:
                         continue  # it has ended
-            over.wait(0.01)
+            over.wait(0.03)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -75,34 +75,35 @@ def test_no_secret_is_stored_logged_or_shown(mariadb: MariadbServer, tmp_path: P
         said: list[str] = []
         with watched_command_lines() as command_lines:
             collector = site.collector(
-                upgrade=False, tls="on", identity_host_lifetime="8s", log_level="debug"
+                upgrade=False, tls="on", identity_host_lifetime="6s", log_level="debug"
             )
             token, unused = site.token("--host", "one"), site.token()
             secrets |= {token, unused}
             enrolled = site.enroll("one", token=token)
+            own = site.folder / "one" / "host.pem"
+            first = own.read_bytes()
+            secrets |= key_lines(first.decode())
+            agent = site.agent("one", log_level="debug", interval="200ms")
             refused = site.enroll("two", token=token, check=False)
             assert refused.returncode != 0
             said += [enrolled.stdout, enrolled.stderr, refused.stdout, refused.stderr]
-            own = site.folder / "one" / "host.pem"
-            secrets |= key_lines(own.read_text())
-            agent = site.agent("one", log_level="debug", interval="200ms")
-            for _ in range(2):
-                before = own.read_bytes()
-                wait_until(lambda before=before: own.read_bytes() != before, what="a renewal")
-                secrets |= key_lines(own.read_text())
-            site.cli("ca", "rotate", check=True)
-            for arguments in (
-                ["token", "list"],
-                ["token", "list", "--json"],
-                ["ca", "show"],
-                ["ca", "show", "--json"],
-                ["show", "one", "--json"],
-                ["events", "--json"],
-                ["doctor", "--json"],
-                ["revoke", "one", "--yes"],
-            ):
+
+            def ask(*arguments: str) -> None:
                 done = site.cli(*arguments)
-                said += [done.stdout, done.stderr]
+                said.extend((done.stdout, done.stderr))
+
+            for arguments in (["token", "list"], ["token", "list", "--json"], ["doctor", "--json"]):
+                ask(*arguments)
+            wait_until(lambda: own.read_bytes() != first, what="a renewal because it is time")
+            second = own.read_bytes()
+            secrets |= key_lines(second.decode())
+            ask("ca", "rotate")
+            for arguments in (["ca", "show"], ["ca", "show", "--json"], ["show", "one", "--json"]):
+                ask(*arguments)
+            wait_until(lambda: own.read_bytes() != second, what="a renewal because the CA is another")
+            secrets |= key_lines(own.read_text())
+            ask("events", "--json")
+            ask("revoke", "one", "--yes")
             secrets |= key_lines((site.identity_dir / "ca.key").read_text())
             secrets |= key_lines((site.identity_dir / "server.pem").read_text())
             agent.wait_for_log("revoked")

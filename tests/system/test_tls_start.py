@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from collector.identity.authority import Authority, fingerprint_of, names_of
 from tests.processes import PROGRAMS, Program, Site, clean_environ, wait_until
@@ -133,6 +134,14 @@ def no_key(folder: Path) -> None:
     (folder / "ca.key").unlink()
 
 
+def unknown_kind_of_key(folder: Path) -> None:
+    """Which shows only when the public key is asked for."""
+    path = folder / "ca.pem"
+    der = x509.load_pem_x509_certificate(path.read_bytes()).public_bytes(serialization.Encoding.DER)
+    der = der.replace(bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06072a8648ce3d0209"))
+    path.write_text(ssl.DER_cert_to_PEM_cert(der))
+
+
 def no_certificate(folder: Path) -> None:
     (folder / "ca.pem").write_text("nothing")
 
@@ -143,6 +152,7 @@ def no_certificate(folder: Path) -> None:
         (open_key, r"ca\.key is open to others \(mode 0644\); run: chmod 600 /"),
         (other_key, r"ca\.key: no key of the first certificate in /.*/ca\.pem"),
         (no_key, r"the CA's key: cannot read /.*/ca\.key: No such file or directory"),
+        (unknown_kind_of_key, r"ca\.pem: holds a certificate that cannot be used: Unknown key type"),
         (no_certificate, r"ca\.pem: holds no certificate in PEM"),
     ],
 )
@@ -163,6 +173,10 @@ def test_files_that_cannot_be_used(sqlite_site: Site, spoil: Callable[[Path], No
         ({"identity_ca_key": "/x"}, "set that too"),
         ({"identity_ca_bundle": "/x"}, "nothing can be signed here"),
         ({"identity_names": "ok.example,not ok"}, "'not ok' is neither a DNS name nor an IP address"),
+        (
+            {"identity_names": "fe80::1%eth0"},
+            "'fe80::1%eth0' has a scope, which no certificate can hold; write 'fe80::1'",
+        ),
         ({"listen": "127.0.0.1:65535"}, "there is no port after 65535"),
         ({"tls": "maybe"}, "expected on or off"),
     ],
