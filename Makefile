@@ -4,8 +4,8 @@ PYTHON ?= python3
 SECONDS ?=
 # How long the soak runs, in minutes.
 MINUTES ?= 30
-# One test process per core, a file's tests in the same one.
-PYTEST_ARGS ?= -n auto --dist loadfile
+# One test process per core, a file's tests in the same one, in the order that tests/conftest.py gives.
+PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 
 export PYTHON
 .DEFAULT_GOAL := help

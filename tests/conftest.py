@@ -20,6 +20,8 @@ from tests.processes import Site, running_site
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
 
+_LONGEST = ("system/test_soak", "system/test_database_faults", "system/")
+
 
 def require(missing: str) -> None:
     """Skip the test when a part of the environment is missing; in CI nothing may be."""
@@ -30,10 +32,13 @@ def require(missing: str) -> None:
     pytest.skip(missing)
 
 
+@pytest.hookimpl(trylast=True)  # after the order was shuffled
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "mariadb" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.mariadb)
+    # What takes minutes begins first, so that no core waits at the end for the other.
+    items.sort(key=lambda item: next((i for i, part in enumerate(_LONGEST) if part in item.nodeid), 9))
 
 
 @pytest.fixture(scope="session")
