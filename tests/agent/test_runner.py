@@ -186,7 +186,7 @@ def test_a_check_that_still_hangs_is_not_started_again_and_costs_no_time(hanging
         assert found["b"].readings == {"": {M: 1.0}}
     assert time.monotonic() - started < SHORT
     assert hanging.calls == 1
-    assert run.threads == 2
+    assert run.threads in (2, 3)  # the stuck one, one at work, and help for it on a machine that is slow
 
 
 def test_a_check_that_came_back_is_run_again_and_its_late_answer_is_thrown_away(hanging):

@@ -222,7 +222,10 @@ class Soak:
             self.verdict.duplicated += len(found.duplicated)
             for problem in (*found.lost, *found.duplicated):
                 self._problem(problem)
-        rows = self.world.query("SELECT kind, new_value FROM event WHERE host IS NULL")
+        # Strangers are among the attackers, and each that is refused is to be told.
+        rows = self.world.query(
+            "SELECT kind, new_value FROM event WHERE host IS NULL AND kind <> 'enrolment-refused'"
+        )
         for row in rows or ():
             self._problem(f"an event about the fleet: {row}")
 
