@@ -320,8 +320,8 @@ def test_goodbye_over_and_over_is_no_hot_loop() -> None:
         script.committed_seq = 0
         async with serving(script) as port, delivering(port, spool, draw=draw, backoff=Backoff(0.01, 0.2)):
             await until(lambda: len(script.hellos) >= 2)
-        # The first comes back at once, as asked.
-        assert len(script.batches) == 1
+        # The first comes back at once, as asked, and may have sent its batch again by now.
+        assert 1 <= len(script.batches) <= len(script.hellos)
 
         script = Script(welcomes=False)
 
