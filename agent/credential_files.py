@@ -211,10 +211,15 @@ class CredentialFiles:
         """Take the private key out of other users' reach; whether it was in it."""
         path = self.folder / HOST_FILE
         try:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            if not mode & 0o077:
-                return False
-            path.chmod(mode & 0o700)
+            # Not by its path: where root looks after another user's directory, that could be a link by then.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+                if not mode & 0o077:
+                    return False
+                os.fchmod(descriptor, mode & 0o700)
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             return False  # which `load` tells
         except OSError as error:

@@ -553,8 +553,10 @@ def test_renewal_under_load_loses_nothing(mariadb_site: Site, mariadb: MariadbSe
     assert {"dropped", "new-epoch", "silent"}.isdisjoint(kinds(site, "one"))
     assert collector.stop() == 0
     counts = json.loads(collector.wait_for_log('"stopped"'))
+    # Handshakes that failed are no measure here: who leaves in the middle of one, as hosts of a fleet that
+    # ends do, looks the same. But who came too late with a certificate would never have come back.
     assert counts.get("expired", 0) == 0
-    assert counts.get("unauthenticated", 0) == 0
+    assert counts["renewed"] > 2 * hosts
     assert "Traceback" not in collector.log + agent.log
 
 
