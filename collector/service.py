@@ -44,6 +44,7 @@ from collector.ingest.door import Door
 from collector.ingest.health_checks import HealthChecks
 from collector.ingest.server import IngestServicer, create_server
 from collector.ingest.sessions import Sessions
+from collector.ingest.writers import Writers
 from collector.rules_file import fingerprint, load_rules
 from collector.start import (
     EXIT_CONFIG,
@@ -89,17 +90,17 @@ class Service:
         self._rules_changed = threading.Event()
         self._identity = IdentityService(config, store, self._clock.now) if config.tls == "on" else None
         self._sessions = Sessions()
-        self._door = Door(
+        self._writers = Writers(
             store,
             lambda: self._rules,
             self._clock.now,
             self._health.note,
-            writers=1 if store.dialect.single_writer else config.writers,
+            number=1 if store.dialect.single_writer else config.writers,
             batch_reports=config.batch_reports,
             linger=config.batch_linger,
-            queue_reports=config.limits.queue_reports,
         )
         limits = config.limits
+        self._door = Door(self._writers, limits.queue_reports)
         self._servicer = IngestServicer(
             self._door,
             self._sessions,
@@ -125,7 +126,7 @@ class Service:
         address, enroll_address = self._bind(server)
         sweeper = self._create_sweeper(address)
         sweeper.join_collectors(lambda tx: check_budget(self._config, tx))
-        self._door.start()
+        self._writers.start()
         await server.start()
         if identity:
             await identity.start()
@@ -247,7 +248,7 @@ class Service:
         except StoreError as error:
             log.warning("stored values wait for their next report to be judged anew", error=str(error))
             return
-        self._door.rejudge(known)
+        self._writers.rejudge(known)
         log.info("judging stored values by the new rules", hosts=len(known))
 
     async def _drain(self, server: aio.Server) -> None:
@@ -259,7 +260,7 @@ class Service:
             async with asyncio.timeout_at(deadline):
                 await self._sessions.say_goodbye()  # may wait for agents that do not read
                 await self._sessions.wait_empty()
-        if not await self._door.close(max(1.0, deadline - self._loop.time())):
+        if not await asyncio.to_thread(self._writers.close, max(1.0, deadline - self._loop.time())):
             log.error("stopped before everything was committed; the agents keep it")
         await server.stop(grace=1.0)
 

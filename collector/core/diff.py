@@ -73,6 +73,29 @@ def take_report(status: HostStatus, report: Report, plan: Plan, now: int, change
     )
 
 
+def take_hearsay(status: HostStatus, report: Report, plan: Plan, now: int, changes: Changes) -> HostStatus:
+    """The host's status after what somebody else said of it, while it does not report itself.
+
+    Of a host whose checks are known, only checks of those names are judged, so that nothing appears that
+    its own next report would remove. All other checks stay, and so do the mark and the silence.
+    """
+    known = status.checks
+    names = {key.name for key in known}
+    heard, calm = _judge_checks(known, plan, report.values, report.results, now, Changes())
+    checks = dict(known)
+    for key, check in heard.items():
+        previous = known.get(key)
+        if previous == check or (previous is None and status.received_at and key.name not in names):
+            continue
+        checks[key] = changes.checks[key] = check
+        changes.events.extend(_state_events(key, previous, check, now, report.measured_at))
+    return status._replace(
+        layout_id=plan.layout.id if report.values else status.layout_id,
+        checks=checks,
+        is_calm=calm and all(check.is_calm for check in checks.values()),
+    )
+
+
 def begin_epoch(status: HostStatus, epoch: int) -> HostStatus:
     """The status after a Hello that names `epoch`: `is` the same unless that is another one.
 
@@ -94,7 +117,9 @@ def judge_again(
     checks, calm = _judge_checks(status.checks, plan, values, results, now, changes, is_new=False)
     for key, check in checks.items():
         changes.events.extend(_state_events(key, status.checks.get(key), check, now, 0))
-    return status._replace(checks=checks, is_calm=calm)
+    # What the latest report does not list was said by another one: by the agent, before it fell silent.
+    checks = {**status.checks, **checks}
+    return status._replace(checks=checks, is_calm=calm and all(check.is_calm for check in checks.values()))
 
 
 def compare_records(old: HostRecord | None, new: HostRecord, now: int) -> list[Event]:

@@ -111,6 +111,8 @@ class EventKind(enum.StrEnum):
     CONFLICT_OVER = "conflict-over"
     RENAMED = "renamed"
     REBOUND = "rebound"
+    DIAGNOSED = "diagnosed"
+    HOST_KEY_CHANGED = "host-key-changed"
 
 
 class Event(NamedTuple):

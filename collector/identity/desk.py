@@ -10,7 +10,6 @@ from collector.core.identity import Bearer, RenewalRefused, TrustedCas
 from collector.core.render import count
 from collector.core.status import Event, EventKind, HostRecord
 from collector.identity.authority import Issued
-from collector.identity.clerk import Clerk
 from collector.identity.csr import CsrError
 from collector.identity.keyring import Keyring
 from collector.identity.material import Material
@@ -23,6 +22,7 @@ from collector.store.certificates import (
     lock_certificates,
     revoke_host,
 )
+from collector.store.clerk import Clerk
 from collector.store.enrolment import (
     KnownRecord,
     record_number,

@@ -18,9 +18,9 @@ from grpc import aio
 
 from collector.core.peer import address_of
 from collector.identity.attempts import Attempts
-from collector.identity.clerk import Busy
 from collector.identity.desk import Desk, EnrolmentRefused
 from collector.identity.visits import Visits
+from collector.store.clerk import Busy
 from collector.store.errors import StoreError
 from fleetpulse.convert import WireError
 from fleetpulse.enrolment import EnrolContext, Enrolled, EnrolRequest, serve_enrolment

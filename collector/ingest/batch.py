@@ -16,6 +16,7 @@ from collector.core.rules import Plan, RuleSet
 from collector.core.status import CheckStatus, Event, HostStatus
 from collector.ingest.items import (
     EpochOver,
+    Hearsay,
     Held,
     HelloNeeded,
     HelloOver,
@@ -40,7 +41,7 @@ _CACHED_HOSTS = 100_000  # per writer; about 4 kB each with a dozen checks
 _CACHED_LAYOUTS = 10_000  # their numbers alone
 _CACHED_PLANS = 64 << 20  # bytes; far more than the layouts that a fleet has in common
 
-Answer = Registered | Held | HelloRefused | int | HelloNeeded | None
+Answer = Registered | Held | HelloRefused | int | bool | HelloNeeded | None
 
 
 @dataclass(slots=True)
@@ -103,7 +104,7 @@ class BatchWriter:
     def forget(self, items: Iterable[Item]) -> None:
         """Drop what is remembered of these items' hosts: the database may hold something else by now."""
         for item in items:
-            if isinstance(item, Submission):
+            if isinstance(item, (Submission, Hearsay)):
                 self._cache.pop(item.host, None)
         self._layouts.clear()
 
@@ -122,7 +123,7 @@ class BatchWriter:
             if isinstance(item, Rejudgement):
                 missing.update(host for host, _ in item.hosts)
         for item in items:
-            if isinstance(item, Submission) and item.host not in missing:
+            if isinstance(item, (Submission, Hearsay)) and item.host not in missing:
                 known = self._cache.get(item.host)
                 if known is None:
                     missing.add(item.host)
@@ -137,6 +138,8 @@ class BatchWriter:
     def _apply_one(self, tx: Transaction, item: Item, writes: _Writes) -> Answer:
         if isinstance(item, Submission):
             return self._take_reports(tx, item, writes)
+        if isinstance(item, Hearsay):
+            return self._take_hearsay(item, writes)
         if isinstance(item, Rejudgement):
             self._judge_again(tx, item, writes)
             return None
@@ -179,6 +182,23 @@ class BatchWriter:
         if status is not before.status or host in writes.read:  # see `_apply_one`
             writes.after[host] = status
         return status.seq
+
+    def _take_hearsay(self, item: Hearsay, writes: _Writes) -> bool:
+        before = writes.before.get(item.host)
+        if before is None:
+            return False
+        status = writes.after.get(item.host, before.status)
+        if status.received_at != item.heard_at:
+            return False  # the host speaks for itself
+        plan = self._plan(item.report.layout)
+        after = diff.take_hearsay(status, item.report, plan, item.found_at, writes.changes)
+        writes.changes.events.extend(item.events)
+        if writes.changes:
+            writes.take_changes(item.host, item.hostname)
+        if item.report.values:
+            writes.latest[item.host] = item.report
+        writes.after[item.host] = after
+        return True
 
     def _take_facts(
         self, tx: Transaction, item: Submission, facts: Facts, status: HostStatus, writes: _Writes

@@ -3,59 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from collector.core.identity import Contest
-from collector.core.rules import RuleSet
-from collector.core.status import HostRecord
-from collector.ingest.batch import BatchWriter
+from collector.core.status import Event, HostRecord
 from collector.ingest.gate import Gate
-from collector.ingest.items import Held, Item, Registered, Registration, Rejudgement, Submission
+from collector.ingest.items import Hearsay, Held, Item, Registered, Registration, Submission, Submitted
 from collector.ingest.writer import Writer
-from collector.store.errors import StoreError
-from collector.store.store import Store
+from collector.ingest.writers import Writers
 from fleetpulse.model import Facts, Report
-
-_REJUDGE_CHUNK = 100
 
 
 class Door:
-    """Admits reports to the writers. All methods but `rejudge` belong to one event loop."""
+    """Admits reports to the writers. Belongs to one event loop, the running one; each loop has its own.
 
-    def __init__(
-        self,
-        store: Store,
-        rules: Callable[[], RuleSet],
-        now: Callable[[], int],
-        on_outcome: Callable[[StoreError | None], None],
-        *,
-        writers: int,
-        batch_reports: int,
-        linger: float,
-        queue_reports: int,
-    ):
-        self.gate = Gate(queue_reports)
+    `limit` is how many reports may be between admission and commit.
+    """
+
+    def __init__(self, writers: Writers, limit: int):
+        self.gate = Gate(limit)
         self._loop = asyncio.get_running_loop()
-        self._writers = [
-            Writer(
-                number,
-                BatchWriter(store, rules, now),
-                on_outcome,
-                self.gate.leave,
-                batch_reports=batch_reports,
-                linger=linger,
-            )
-            for number in range(writers)
-        ]
-        self._outbox: list[tuple[Writer, Registration | Submission]] = []
-
-    def start(self) -> None:
-        """Start the writer threads."""
-        for writer in self._writers:
-            writer.start()
+        self._writers = writers
+        self._outbox: list[tuple[Writer, Submitted]] = []
+        writers.answer_in(self._loop, self.gate.leave)
 
     async def register(
         self,
@@ -66,10 +37,11 @@ class Door:
         fingerprint: bytes | None = None,
         open_since: int = 0,
         contest: Contest | None = None,
+        is_polled: bool = False,
     ) -> Registered | Held:
         """Make a host known; where its epoch stands. See `Registration`. Raises StoreError or HelloRefused."""
         done = self._loop.create_future()
-        item = Registration(record, epoch, received_at, done, fingerprint, open_since, contest)
+        item = Registration(record, epoch, received_at, done, fingerprint, open_since, contest, is_polled)
         answer: Registered | Held = await self._pass(record.host_id, item)
         return answer
 
@@ -97,42 +69,27 @@ class Door:
         committed: int = await self._pass(record.host_id, item)
         return committed
 
-    def rejudge(self, hosts: Sequence[tuple[int, str, str]]) -> None:
-        """Have stored values judged by the current rules; hosts as (host, host_id, hostname)."""
-        by_writer: dict[Writer, list[tuple[int, str]]] = {}
-        for host, host_id, hostname in hosts:
-            by_writer.setdefault(self._writer_of(host_id), []).append((host, hostname))
-        for writer, chosen in by_writer.items():
-            chunks = [
-                chosen[start : start + _REJUDGE_CHUNK] for start in range(0, len(chosen), _REJUDGE_CHUNK)
-            ]
-            writer.inbox.put([Rejudgement(chunk) for chunk in chunks])
+    async def tell(
+        self,
+        host: int,
+        host_id: str,
+        hostname: str,
+        report: Report,
+        heard_at: int,
+        found_at: int,
+        events: Sequence[Event] = (),
+    ) -> bool:
+        """Have it stored what was found out about a silent host; see `Hearsay`. Raises StoreError."""
+        done = self._loop.create_future()
+        item = Hearsay(host, hostname, report, heard_at, found_at, done, events)
+        counts: bool = await self._pass(host_id, item)
+        return counts
 
-    async def close(self, patience: float) -> bool:
-        """Let the writers commit what is admitted, for at most `patience` seconds; whether they did."""
-        for writer in self._writers:
-            writer.inbox.close()
-        drained = await asyncio.to_thread(self._join, patience)
-        for writer in self._writers:
-            writer.abandon()
-        await asyncio.to_thread(self._join, 1.0)
-        return drained
-
-    def _join(self, patience: float) -> bool:
-        """Wait at most `patience` seconds for all writers to end; whether they did."""
-        deadline = time.monotonic() + patience
-        for writer in self._writers:
-            writer.join(max(0.0, deadline - time.monotonic()))
-        return not any(writer.is_alive() for writer in self._writers)
-
-    def _writer_of(self, host_id: str) -> Writer:
-        return self._writers[zlib.crc32(host_id.encode()) % len(self._writers)]
-
-    async def _pass(self, host_id: str, item: Registration | Submission) -> Any:
+    async def _pass(self, host_id: str, item: Submitted) -> Any:
         weight = item.weight
         if not self.gate.try_enter(weight):
             await self.gate.enter(weight)
-        writer = self._writer_of(host_id)
+        writer = self._writers.of(host_id)
         if not self._outbox:
             # What arrives in one turn of the loop wakes each writer once.
             self._loop.call_soon(self._flush)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from collector.core.identity import Contest
-from collector.core.status import HostRecord
+from collector.core.status import Event, HostRecord
 from collector.store.certificates import CertificateRow
 from fleetpulse.model import Facts, Report
 
@@ -64,6 +64,8 @@ class Registration:
     fingerprint: bytes | None = None
     open_since: int = 0
     contest: Contest | None = None
+    is_polled: bool = False
+    """Nobody says Hello: this collector polls a host without an agent, at the address that it was told."""
     weight = 1
 
     @property
@@ -101,6 +103,29 @@ class Submission:
 
 
 @dataclass(slots=True, eq=False)
+class Hearsay:
+    """What was found out about a host that does not report itself. Answered by whether it counts.
+
+    It does as long as the host has not been heard since `heard_at`. It judges the checks that it lists and no
+    others, moves no mark and ends no silence. `report` has no number.
+    """
+
+    host: int
+    hostname: str
+    report: Report
+    heard_at: int
+    found_at: int
+    done: asyncio.Future[bool]
+    events: Sequence[Event] = ()
+    weight = 1
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.done.cancelled()
+
+
+@dataclass(slots=True, eq=False)
 class Rejudgement:
     """Hosts whose stored values are to be judged by new rules, as (host, hostname)."""
 
@@ -112,7 +137,10 @@ class Rejudgement:
         return len(self.hosts)
 
 
-Item = Registration | Submission | Rejudgement
+Submitted = Registration | Submission | Hearsay
+"""What somebody waits for the answer of."""
+
+Item = Submitted | Rejudgement
 
 
 class HelloNeeded(Exception):

@@ -18,6 +18,7 @@ from collector.core.identity import (
     same_place,
 )
 from collector.core.render import duration
+from collector.core.ssh_settings import POLLED
 from collector.core.status import Event, EventKind
 from collector.ingest.items import ENROL_AGAIN, Held, HelloRefused, Registration
 from collector.store import certificates, hosts
@@ -150,6 +151,8 @@ class Registrar:
         self, item: Registration, certificate: CertificateRow | None
     ) -> Admission | Held | HelloRefused:
         known = self._known[item.record.host_id]
+        if item.is_polled and known.record.agent_version not in ("", POLLED):
+            return HelloRefused("polled", "the host has an agent now, which speaks for it", known.name)
         judgement = self._judge(item, known)
         if judgement.contest is not None:
             return Held(judgement.wait, judgement.contest)
@@ -168,6 +171,8 @@ class Registrar:
         self._events.extend([(stored.host, stored.name, event) for event in events])
 
     def _judge(self, item: Registration, known: StoredHost) -> Judgement:
+        if item.is_polled or known.record.agent_version == POLLED:
+            return Judgement(Verdict.ADMIT)  # the collector went there itself, or an agent takes over
         place, incumbent = place_of(item.record), self._incumbent(item, known)
         conflict = self._conflicts.get(known.host, {}).get(place_hash(place, incumbent.place))
         return judge(place, incumbent, self._now, item.contest, conflict and conflict.last_at)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
 
 from collector.ingest.batch import Answer, BatchWriter
 from collector.ingest.inbox import Inbox
-from collector.ingest.items import Item, Registration, Rejudgement, Submission
+from collector.ingest.items import Item, Rejudgement, Submitted
 from collector.store.errors import (
     SchemaMismatch,
     StoreConflict,
@@ -28,14 +29,14 @@ _CONFLICTS = 20  # repetitions of a batch in conflict before its items are tried
 log = structlog.get_logger()
 
 Outcome = Answer | Exception
-_Answered = tuple[Registration | Submission, Outcome]
+_Answered = tuple[Submitted, Outcome]
 
 
 class Writer(threading.Thread):
     """One writer: its own inbox, its own batches, one connection at a time.
 
     `on_outcome(error)` hears None after each commit, and what is wrong while there is none.
-    `on_answered(weight)` is called in the event loop that waits for the items' answers, whether or not
+    `on_answered[loop](weight)` is called in the event loop that waits for the items' answers, whether or not
     somebody still wants those.
     """
 
@@ -44,7 +45,7 @@ class Writer(threading.Thread):
         number: int,
         batches: BatchWriter,
         on_outcome: Callable[[StoreError | None], None],
-        on_answered: Callable[[int], None],
+        on_answered: Mapping[asyncio.AbstractEventLoop, Callable[[int], None]],
         *,
         batch_reports: int,
         linger: float,
@@ -108,11 +109,13 @@ class Writer(threading.Thread):
             if not isinstance(item, Rejudgement):
                 by_loop.setdefault(item.done.get_loop(), []).append((item, outcome))
         for loop, answered in by_loop.items():
-            loop.call_soon_threadsafe(self._resolve, answered)
+            with suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+                loop.call_soon_threadsafe(self._resolve, answered, self._on_answered[loop])
 
-    def _resolve(self, answered: Sequence[_Answered]) -> None:
+    @staticmethod
+    def _resolve(answered: Sequence[_Answered], on_answered: Callable[[int], None]) -> None:
         _resolve(answered)
-        self._on_answered(sum(item.weight for item, _ in answered))
+        on_answered(sum(item.weight for item, _ in answered))
 
 
 def _resolve(answered: Sequence[_Answered]) -> None:

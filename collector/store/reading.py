@@ -152,7 +152,7 @@ def within_groups(tx: Transaction, hosts: Sequence[int], groups: Sequence[str]) 
 
 def load_current_certificates(tx: Transaction, hosts: Collection[int]) -> dict[int, CertificateRow]:
     """The newest certificate of each host that has one which is not revoked."""
-    rows = _of_hosts(
+    rows = of_hosts(
         tx,
         "SELECT host, fingerprint, issuer, issued_at, not_after FROM certificate WHERE revoked_at IS NULL",
         hosts,
@@ -175,7 +175,7 @@ def load_certified_by(tx: Transaction, issuers: Sequence[bytes], now: int) -> li
 
 def load_groups(tx: Transaction, hosts: Collection[int]) -> dict[int, tuple[str, ...]]:
     """The groups of each of the hosts that is in any."""
-    rows = _of_hosts(tx, "SELECT host, name FROM host_group WHERE 1 = 1", hosts)
+    rows = of_hosts(tx, "SELECT host, name FROM host_group WHERE 1 = 1", hosts)
     found: dict[int, list[str]] = {}
     for host, name in rows:
         found.setdefault(host, []).append(text(name))
@@ -184,7 +184,7 @@ def load_groups(tx: Transaction, hosts: Collection[int]) -> dict[int, tuple[str,
 
 def load_check_counts(tx: Transaction, hosts: Collection[int]) -> dict[int, CheckCounts]:
     """The hosts among these that have a check which is not OK. Read from an index alone."""
-    rows = _of_hosts(tx, "SELECT host, state FROM check_state WHERE state > 0", hosts)
+    rows = of_hosts(tx, "SELECT host, state FROM check_state WHERE state > 0", hosts)
     counts: dict[int, CheckCounts] = {}
     for host, state in rows:
         before = counts.get(host, _NO_CHECKS)
@@ -250,7 +250,7 @@ def _within(groups: Sequence[str]) -> tuple[str, tuple[str, ...]]:
     return f" AND h.id IN (SELECT host FROM host_group WHERE name IN ({placeholders}))", tuple(groups)  # noqa: S608
 
 
-def _of_hosts(tx: Transaction, query: str, hosts: Collection[int]) -> list[Row]:
+def of_hosts(tx: Transaction, query: str, hosts: Collection[int]) -> list[Row]:
     """The rows of `query` whose first column, `host`, is one of the hosts."""
     if len(hosts) <= _SEEK_LIMIT:
         return tx.query_in(f"{query} AND host IN (%s)", sorted(hosts))

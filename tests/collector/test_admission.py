@@ -11,6 +11,7 @@ from collector.ingest.door import Door
 from collector.ingest.gate import Gate
 from collector.ingest.inbox import Inbox
 from collector.ingest.items import Rejudgement, Submission
+from collector.ingest.writers import Writers
 from collector.store.errors import StoreUnavailable
 from collector.store.store import Store, Transaction
 from tests.collector.fleet import record
@@ -31,19 +32,18 @@ class AwayStore:
         return self._store.transaction(write=write)
 
 
-def open_door(store: object, *, queue_reports: int) -> Door:
-    door = Door(
+def open_door(store: object, *, queue_reports: int) -> tuple[Door, Writers]:
+    writers = Writers(
         store,  # type: ignore[arg-type]
         lambda: RuleSet(()),
         lambda: 1,
         lambda error: None,
-        writers=1,
+        number=1,
         batch_reports=10,
         linger=0.0,
-        queue_reports=queue_reports,
     )
-    door.start()
-    return door
+    writers.start()
+    return Door(writers, queue_reports), writers
 
 
 def test_streams_that_end_during_an_outage_leave_no_backlog_behind(store: Store) -> None:
@@ -54,7 +54,7 @@ def test_streams_that_end_during_an_outage_leave_no_backlog_behind(store: Store)
 async def _give_up_and_come_back(store: Store) -> None:
     limit = 20
     away = AwayStore(store)
-    door = open_door(away, queue_reports=limit)
+    door, writers = open_door(away, queue_reports=limit)
     for _ in range(5):
         hellos = [asyncio.create_task(door.register(record(), 1, 1)) for _ in range(limit)]
         await asyncio.sleep(0)
@@ -69,7 +69,8 @@ async def _give_up_and_come_back(store: Store) -> None:
     away.back.set()
     async with asyncio.timeout(20):
         await door.register(record(), 1, 1)
-    assert await door.close(20)
+    assert await asyncio.to_thread(writers.close, 20)
+    await asyncio.sleep(0)
     assert door.gate.pending == 0
     with store.transaction(write=False) as tx:
         # The Hello of a stream that has ended has no effect: a later one may have said something else.
@@ -82,14 +83,14 @@ def test_who_leaves_in_the_moment_of_coming_is_counted_off() -> None:
 
 
 async def _leave_at_the_door() -> None:
-    door = open_door(AwayStore(None), queue_reports=20)  # type: ignore[arg-type]
+    door, writers = open_door(AwayStore(None), queue_reports=20)  # type: ignore[arg-type]
     task = asyncio.create_task(door.register(record(), 1, 1))
     asyncio.get_running_loop().call_soon(task.cancel)  # before the flush that the task asks for
     await asyncio.gather(task, return_exceptions=True)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert door.gate.pending == 0
-    await door.close(0.1)
+    await asyncio.to_thread(writers.close, 0.1)
 
 
 def test_a_withdrawn_item_is_not_taken_and_the_others_keep_their_order() -> None:
@@ -166,3 +167,23 @@ async def _leave_at_once() -> None:
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     assert gate.pending == 0
+
+
+def test_two_loops_share_the_writers_and_each_counts_its_own(store: Store) -> None:
+    """Reports over SSH are admitted in a loop of their own, by the same writers."""
+    asyncio.run(_use_two_loops(store))
+
+
+async def _use_two_loops(store: Store) -> None:
+    door, writers = open_door(store, queue_reports=20)
+    other: list[int] = []
+
+    async def elsewhere() -> None:
+        second = Door(writers, 20)
+        await second.register(record("two"), 1, 1)
+        other.append(second.gate.pending)
+
+    await asyncio.to_thread(asyncio.run, elsewhere())
+    await door.register(record("one"), 1, 1)
+    assert other == [door.gate.pending] == [0]
+    assert await asyncio.to_thread(writers.close, 20)

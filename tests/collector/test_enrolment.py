@@ -28,7 +28,6 @@ from collector.core.identity import Bearer, RenewalRefused
 from collector.core.peer import address_of
 from collector.identity import attempts as attempts_module
 from collector.identity.attempts import Attempts
-from collector.identity.clerk import Busy, Clerk
 from collector.identity.keyring import Keyring
 from collector.identity.tokens import make_token
 from collector.identity.visits import Visits
@@ -40,6 +39,7 @@ from collector.store.certificates import (
     revoke_host,
     supersede,
 )
+from collector.store.clerk import Busy, Clerk
 from collector.store.conflicts import ConflictRow, load_conflicts, save_conflict
 from collector.store.dialect import SeenRow
 from collector.store.errors import StoreConflict

@@ -1,0 +1,140 @@
+"""How hosts are reached over SSH, and which are due for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from collector.core.silence import Presence, presence
+from collector.core.ssh_settings import POLLED, SettingsError, SshSettings, decode, encode
+from collector.core.status import Silence
+from collector.store.collectors import Listening
+from collector.store.hosts import text
+from collector.store.reading import load_groups
+from collector.store.store import Transaction
+
+
+class SshHost(NamedTuple):
+    """A host that can be reached over SSH.
+
+    `is_polled`: it has no agent, and is polled for its reports. `settings` are its own, `name` what its record is
+    called, `address` where its agent reported from last. `problem` is why its stored settings cannot be used.
+    """
+
+    host: int
+    host_id: str
+    name: str
+    address: str
+    interval: int
+    ttl: int
+    is_polled: bool
+    settings: SshSettings
+    groups: tuple[str, ...]
+    problem: str = ""
+
+
+class SilentHost(NamedTuple):
+    """A host with an agent that is silent, or was never heard. Times in milliseconds (0: never)."""
+
+    ssh: SshHost
+    received_at: int
+    added_at: int
+    is_configured: bool
+    """Somebody said how it is to be reached, which allows it."""
+
+
+_COLUMNS = (
+    "h.id, h.host_id, h.hostname, h.address, h.interval_ms, h.ttl_ms, h.agent_version, p.polled, p.settings"
+)
+
+
+def save_ssh_host(tx: Transaction, host: int, settings: SshSettings, *, polled: bool) -> None:
+    """Say how a host is reached, and whether it is polled for its reports."""
+    upsert = tx.dialect.upsert("ssh_host", ("host",), ("polled", "settings"))
+    tx.execute(upsert, (host, int(polled), encode(settings)))
+
+
+def forget_ssh_host(tx: Transaction, host: int) -> bool:
+    """Delete what a host has of its own; whether it had anything."""
+    return tx.execute("DELETE FROM ssh_host WHERE host = %s", (host,)) == 1
+
+
+def load_ssh_hosts(tx: Transaction, hosts: Sequence[int] | None = None) -> list[SshHost]:
+    """All hosts, or those among `hosts`, that somebody said something of, by name."""
+    query = f"SELECT {_COLUMNS} FROM ssh_host p JOIN host h ON h.id = p.host"  # noqa: S608 - names of ours
+    rows = tx.query(query) if hosts is None else tx.query_in(f"{query} WHERE h.id IN (%s)", hosts)
+    groups = load_groups(tx, {row[0] for row in rows})
+    found = [_ssh_host(row, groups.get(row[0], ())) for row in rows]
+    return sorted(found, key=lambda one: (one.name, one.host_id))
+
+
+def load_polled(tx: Transaction) -> list[SshHost]:
+    """The hosts that are polled for their reports."""
+    return [one for one in load_ssh_hosts(tx) if one.is_polled]
+
+
+def load_silent_agents(tx: Transaction, listening: Listening, expected_since: int) -> list[SilentHost]:
+    """The hosts with an agent that are stale, and those never heard that became known before `expected_since`.
+
+    Who has been silent for the shortest time comes first: it is news.
+    """
+    rows = tx.query(
+        f"SELECT {_COLUMNS}, s.received_at, s.silence, h.added_at FROM host_seen s "  # noqa: S608 - names of ours
+        "JOIN host h ON h.id = s.host LEFT JOIN ssh_host p ON p.host = h.id "
+        "WHERE s.silence > 0 OR (s.received_at = 0 AND h.added_at < %s)",
+        (expected_since,),
+    )
+    rows = [row for row in rows if not _is_polled(row[6], row[7])]
+    groups = load_groups(tx, {row[0] for row in rows})
+    found = []
+    for *row, received_at, silence, added_at in rows:
+        is_here = presence(received_at, row[5], Silence(silence), listening.now, listening.since)
+        if is_here in (Presence.STALE, Presence.NEVER_SEEN):
+            one = _ssh_host(row, groups.get(row[0], ()))
+            found.append(SilentHost(one, received_at, added_at, row[7] is not None))
+    found.sort(key=lambda silent: (-(silent.received_at or silent.added_at), silent.ssh.host))
+    return found
+
+
+def save_group_settings(tx: Transaction, name: str, settings: SshSettings) -> None:
+    """Say how the hosts of a group are reached; empty settings say nothing any more."""
+    if settings == SshSettings():
+        tx.execute("DELETE FROM ssh_group WHERE name = %s", (name,))
+    else:
+        upsert = tx.dialect.upsert("ssh_group", ("name",), ("settings",))
+        tx.execute(upsert, (name, encode(settings)))
+
+
+def load_group_settings(tx: Transaction) -> dict[str, SshSettings]:
+    """What is said of groups, by name. Settings that make no sense are left out: `load_ssh_hosts` tells."""
+    found = {}
+    for name, stored in tx.query("SELECT name, settings FROM ssh_group ORDER BY name"):
+        try:
+            found[text(name)] = decode(stored)
+        except SettingsError:
+            continue
+    return found
+
+
+def _is_polled(agent_version: str, polled: int | None) -> bool:
+    """Whether no agent has spoken for the host since it was to be polled."""
+    return bool(polled) and agent_version in ("", POLLED)
+
+
+def _ssh_host(row: Sequence[object], groups: tuple[str, ...]) -> SshHost:
+    host, host_id, name, address, interval, ttl, version, polled, stored = row
+    assert isinstance(host, int)
+    assert isinstance(interval, int)
+    assert isinstance(ttl, int)
+    assert polled is None or isinstance(polled, int)
+    assert stored is None or isinstance(stored, (str, bytes))
+    settings, problem = SshSettings(), ""
+    if stored is not None:
+        try:
+            settings = decode(stored)
+        except SettingsError as error:
+            problem = str(error)
+    is_polled = _is_polled(str(version), polled)
+    return SshHost(
+        host, str(host_id), str(name), str(address), interval, ttl, is_polled, settings, groups, problem
+    )
