@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from collector.core.silence import ANNOUNCED_WITHIN
+from collector.core.ssh_settings import LONGEST_POLL, SettingsError, SshSettings, check
 from fleetpulse import config
 from fleetpulse.config import ConfigError, Duration, Size
 
@@ -43,6 +44,28 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     host_lifetime: Duration = Duration(90 * 86400)
     server_lifetime: Duration = Duration(90 * 86400)
     enroll_listen: str = ""
+
+
+class Ssh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Machines reached over SSH; what hosts and groups have of their own wins over it."""
+
+    keys: tuple[Path, ...] = ()
+    agent: Path | None = None
+    user: str = ""
+    port: int = 22
+    jump: str = ""
+    config_file: Path | None = None
+    known_hosts: tuple[Path, ...] = ()
+    interval: Duration = Duration(30)
+    timeout: Duration = Duration(15)
+    concurrency: int = 100
+    fallback: bool = True
+    fallback_interval: Duration = Duration(60)
+
+    @property
+    def has_credentials(self) -> bool:
+        """Whether there is anything to log in with."""
+        return bool(self.keys or self.agent)
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +107,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: Path | None = None
     identity: Identity = Identity()
     silence: Silence = Silence()
+    ssh: Ssh = Ssh()
     limits: Limits = Limits()
     log: Log = Log()
 
@@ -143,6 +167,10 @@ def _problem(loaded: Config) -> tuple[str, str] | None:
         "limits.refused_enrolments_per_minute": (loaded.limits.refused_enrolments_per_minute, 0.1),
         "identity.host_lifetime": (loaded.identity.host_lifetime, 2),
         "identity.server_lifetime": (loaded.identity.server_lifetime, 2),
+        "ssh.interval": (loaded.ssh.interval, 1),
+        "ssh.timeout": (loaded.ssh.timeout, 0.5),
+        "ssh.concurrency": (loaded.ssh.concurrency, 4),
+        "ssh.fallback_interval": (loaded.ssh.fallback_interval, 1),
         "pool_timeout": (loaded.pool_timeout, 0.1),
     }
     for key, (value, least) in at_least.items():
@@ -172,7 +200,18 @@ def _problem(loaded: Config) -> tuple[str, str] | None:
         return "listen", wrong_address
     if loaded.listen.endswith(":65535") and loaded.tls == "on" and not loaded.identity.enroll_listen:
         return "listen", "there is no port after 65535 for enrolment; set identity.enroll_listen"
-    return _identity_problem(loaded.identity)
+    return _identity_problem(loaded.identity) or _ssh_problem(loaded.ssh)
+
+
+def _ssh_problem(ssh: Ssh) -> tuple[str, str] | None:
+    try:
+        check(SshSettings(port=ssh.port, user=ssh.user, jump=ssh.jump))
+    except SettingsError as error:
+        key, _, what = str(error).partition(": ")
+        return f"ssh.{key}", what
+    if ssh.timeout > LONGEST_POLL:
+        return "ssh.timeout", f"{ssh.timeout:g} s is too long; at most {LONGEST_POLL:g} s"
+    return None
 
 
 def _identity_problem(identity: Identity) -> tuple[str, str] | None:

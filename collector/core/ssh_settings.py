@@ -10,6 +10,9 @@ import msgspec
 POLLED = "ssh"
 """What stands for the agent's version in the record of a host without an agent."""
 
+LONGEST_POLL = 15.0
+"""Seconds that one poll may take at most: less than the lease under which it is done."""
+
 OPTIONS = (
     "Ciphers",
     "HostKeyAlgorithms",
@@ -82,6 +85,8 @@ def check(settings: SshSettings) -> None:
         value = getattr(settings, name)
         if value and value < limit:
             raise SettingsError(f"{name}: {value / 1000:g} s is too short; at least {limit / 1000:g} s")
+    if settings.timeout > LONGEST_POLL * 1000:
+        raise SettingsError(f"timeout: {settings.timeout / 1000:g} s is too long; at most {LONGEST_POLL:g} s")
     if settings.concurrency < 0:
         raise SettingsError(f"concurrency: {settings.concurrency} is not at least 1")
     for part in settings.jump.split(",") if settings.jump else ():

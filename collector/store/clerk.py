@@ -37,7 +37,7 @@ class Clerk:
         self._jobs: queue.Queue[_Job | None] = queue.Queue(waiting)
         self._thread: threading.Thread | None = None
 
-    async def run(self, work: Callable[[Transaction], _Result]) -> _Result:
+    async def run(self, work: Callable[[Transaction], _Result], *, write: bool = True) -> _Result:
         """What `work` returns after its transaction was committed. It may be called again on a conflict.
 
         If nobody waits for the answer any more before the work has begun, it is not done. Raises Busy,
@@ -48,7 +48,7 @@ class Clerk:
         def job() -> None:
             if answer.set_running_or_notify_cancel():
                 try:
-                    result = self._transact(work)
+                    result = self._transact(work, write)
                 except BaseException as error:  # noqa: BLE001 - it belongs to who waits
                     answer.set_exception(error)
                 else:
@@ -77,12 +77,12 @@ class Clerk:
         while (job := self._jobs.get()) is not None:
             job()
 
-    def _transact(self, work: Callable[[Transaction], _Result]) -> _Result:
+    def _transact(self, work: Callable[[Transaction], _Result], write: bool) -> _Result:
         for attempt in range(1, _TRIES):
             try:
-                with self._store.transaction() as tx:
+                with self._store.transaction(write=write) as tx:
                     return work(tx)
             except StoreConflict:
                 time.sleep(_PAUSE * attempt)
-        with self._store.transaction() as tx:
+        with self._store.transaction(write=write) as tx:
             return work(tx)

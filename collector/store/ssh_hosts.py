@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from collector.core.silence import Presence, presence
 from collector.core.ssh_settings import POLLED, SettingsError, SshSettings, decode, encode
 from collector.core.status import Silence
-from collector.store.collectors import Listening
+from collector.store.collectors import Listening, load_setting, save_setting
 from collector.store.hosts import text
 from collector.store.reading import load_groups
 from collector.store.store import Transaction
 
 
 class SshHost(NamedTuple):
-    """A host that can be reached over SSH.
+    """A host that can be reached over SSH. Times and durations in milliseconds, `received_at` 0: never heard.
 
     `is_polled`: it has no agent, and is polled for its reports. `settings` are its own, `name` what its record is
     called, `address` where its agent reported from last. `problem` is why its stored settings cannot be used.
@@ -30,22 +31,24 @@ class SshHost(NamedTuple):
     is_polled: bool
     settings: SshSettings
     groups: tuple[str, ...]
+    received_at: int = 0
     problem: str = ""
 
 
 class SilentHost(NamedTuple):
-    """A host with an agent that is silent, or was never heard. Times in milliseconds (0: never)."""
+    """A host with an agent that is silent, or was never heard."""
 
     ssh: SshHost
-    received_at: int
     added_at: int
     is_configured: bool
     """Somebody said how it is to be reached, which allows it."""
 
 
 _COLUMNS = (
-    "h.id, h.host_id, h.hostname, h.address, h.interval_ms, h.ttl_ms, h.agent_version, p.polled, p.settings"
+    "h.id, h.host_id, h.hostname, h.address, h.interval_ms, h.ttl_ms, h.agent_version, p.polled, p.settings, "
+    "s.received_at"
 )
+_CHANGED = "ssh_version"
 
 
 def save_ssh_host(tx: Transaction, host: int, settings: SshSettings, *, polled: bool) -> None:
@@ -61,7 +64,9 @@ def forget_ssh_host(tx: Transaction, host: int) -> bool:
 
 def load_ssh_hosts(tx: Transaction, hosts: Sequence[int] | None = None) -> list[SshHost]:
     """All hosts, or those among `hosts`, that somebody said something of, by name."""
-    query = f"SELECT {_COLUMNS} FROM ssh_host p JOIN host h ON h.id = p.host"  # noqa: S608 - names of ours
+    query = (
+        f"SELECT {_COLUMNS} FROM ssh_host p JOIN host h ON h.id = p.host JOIN host_seen s ON s.host = p.host"  # noqa: S608 - names of ours
+    )
     rows = tx.query(query) if hosts is None else tx.query_in(f"{query} WHERE h.id IN (%s)", hosts)
     groups = load_groups(tx, {row[0] for row in rows})
     found = [_ssh_host(row, groups.get(row[0], ())) for row in rows]
@@ -79,7 +84,7 @@ def load_silent_agents(tx: Transaction, listening: Listening, expected_since: in
     Who has been silent for the shortest time comes first: it is news.
     """
     rows = tx.query(
-        f"SELECT {_COLUMNS}, s.received_at, s.silence, h.added_at FROM host_seen s "  # noqa: S608 - names of ours
+        f"SELECT {_COLUMNS}, s.silence, h.added_at FROM host_seen s "  # noqa: S608 - names of ours
         "JOIN host h ON h.id = s.host LEFT JOIN ssh_host p ON p.host = h.id "
         "WHERE s.silence > 0 OR (s.received_at = 0 AND h.added_at < %s)",
         (expected_since,),
@@ -87,13 +92,23 @@ def load_silent_agents(tx: Transaction, listening: Listening, expected_since: in
     rows = [row for row in rows if not _is_polled(row[6], row[7])]
     groups = load_groups(tx, {row[0] for row in rows})
     found = []
-    for *row, received_at, silence, added_at in rows:
-        is_here = presence(received_at, row[5], Silence(silence), listening.now, listening.since)
+    for *row, silence, added_at in rows:
+        is_here = presence(row[9], row[5], Silence(silence), listening.now, listening.since)
         if is_here in (Presence.STALE, Presence.NEVER_SEEN):
             one = _ssh_host(row, groups.get(row[0], ()))
-            found.append(SilentHost(one, received_at, added_at, row[7] is not None))
-    found.sort(key=lambda silent: (-(silent.received_at or silent.added_at), silent.ssh.host))
+            found.append(SilentHost(one, added_at, row[7] is not None))
+    found.sort(key=lambda silent: (-(silent.ssh.received_at or silent.added_at), silent.ssh.host))
     return found
+
+
+def note_change(tx: Transaction) -> None:
+    """Have every collector read anew what is said of hosts, groups and their keys."""
+    save_setting(tx, _CHANGED, uuid.uuid4().hex)
+
+
+def load_version(tx: Transaction) -> str:
+    """What differs after `note_change`."""
+    return load_setting(tx, _CHANGED) or ""
 
 
 def save_group_settings(tx: Transaction, name: str, settings: SshSettings) -> None:
@@ -122,10 +137,11 @@ def _is_polled(agent_version: str, polled: int | None) -> bool:
 
 
 def _ssh_host(row: Sequence[object], groups: tuple[str, ...]) -> SshHost:
-    host, host_id, name, address, interval, ttl, version, polled, stored = row
+    host, host_id, name, address, interval, ttl, version, polled, stored, received_at = row
     assert isinstance(host, int)
     assert isinstance(interval, int)
     assert isinstance(ttl, int)
+    assert isinstance(received_at, int)
     assert polled is None or isinstance(polled, int)
     assert stored is None or isinstance(stored, (str, bytes))
     settings, problem = SshSettings(), ""
@@ -136,5 +152,15 @@ def _ssh_host(row: Sequence[object], groups: tuple[str, ...]) -> SshHost:
             problem = str(error)
     is_polled = _is_polled(str(version), polled)
     return SshHost(
-        host, str(host_id), str(name), str(address), interval, ttl, is_polled, settings, groups, problem
+        host,
+        str(host_id),
+        str(name),
+        str(address),
+        interval,
+        ttl,
+        is_polled,
+        settings,
+        groups,
+        received_at,
+        problem,
     )

@@ -17,6 +17,7 @@ LEASE = 20_000
 RENEW = 4_000
 """Milliseconds between two calls of `take_shares`."""
 
+_HANDOVER = 2_000  # milliseconds
 _GONE = 3 * RENEW  # milliseconds without a call after which a poller does not count any more
 
 
@@ -32,11 +33,11 @@ def share_of(host: int) -> int:
     return host % SHARES
 
 
-def take_shares(tx: Transaction, me: Poller, busy: Collection[int], now: int) -> frozenset[int]:
+def take_shares(tx: Transaction, me: Poller, now: int) -> frozenset[int]:
     """Prolong what this poller holds, give back what is too much, take what is free; what it holds until now + LEASE.
 
-    `busy` are shares of which hosts are being polled this moment, which are not given back. Every live poller
-    gets as many as the others, give or take one.
+    Every live poller gets as many as the others, give or take one. What is given back stays nobody's for a
+    moment, in which its last polls end.
     """
     if int(tx.query("SELECT COUNT(*) FROM ssh_share")[0][0]) < SHARES:
         tx.execute_many(
@@ -54,11 +55,11 @@ def take_shares(tx: Transaction, me: Poller, busy: Collection[int], now: int) ->
     # Of a number that does not divide evenly, the first pollers get one more.
     fair = SHARES // len(live) + (live.index(me.run) < SHARES % len(live))
     held = [share for share, run, _ in rows if run == me.run]
-    surplus = [share for share in held if share not in busy][: max(0, len(held) - fair)]
+    surplus = held[fair:]
     free = [share for share, run, until in rows if run != me.run and until <= now]
     kept = [share for share in held if share not in surplus]
     taken = free[: max(0, fair - len(kept))]
-    _write(tx, surplus, "", "", 0)
+    _write(tx, surplus, "", "", now + _HANDOVER)
     mine = sorted([*kept, *taken])
     _write(tx, mine, me.collector, me.run, now + LEASE)
     return frozenset(mine)

@@ -1,0 +1,1 @@
+"""Machines without an agent, and silent ones: asked over SSH what an agent would have said."""

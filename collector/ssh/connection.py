@@ -1,0 +1,431 @@
+"""Connections over SSH: made in stages, each with its own deadline, so that it is known how far one got."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import asyncssh
+from asyncssh import SSHClientConnection, SSHKey
+
+from collector.core.diagnosis import DiagnosisKind
+from collector.ssh.failure import ProbeFailure, Stage, of_connecting, of_handshake, of_tunnel
+from collector.ssh.keys import ClientKeys, KeyUnusable
+from collector.ssh.target import Hop, Resolver, Target
+from collector.ssh.trust import Trusted, TrustedKeys, fingerprint_of
+
+_SHARE = 3  # a stage may take at most this part of a poll's time, the run what is left
+_ADDRESSES = 2  # of a name that are tried
+_HOP_PATIENCE = 5.0  # seconds for which a jump host that could not be reached is not tried again
+_LOOKUPS = 8  # names that are looked up at one time: a lookup blocks its thread
+
+_COMPLAINT = 500  # bytes
+
+# The names of our options in asyncssh.
+_ARGUMENTS = {
+    "Ciphers": "encryption_algs",
+    "HostKeyAlgorithms": "server_host_key_algs",
+    "KexAlgorithms": "kex_algs",
+    "MACs": "mac_algs",
+    "PubkeyAcceptedAlgorithms": "signature_algs",
+}
+_KEY_TYPES: Sequence[Sequence[str]] = (
+    ("ssh-ed25519",),
+    ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
+    ("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"),
+)
+
+OnStage = Callable[[Stage, str], None]
+"""Is told that a stage has been passed, and what was found there."""
+
+asyncssh.set_log_level("CRITICAL")  # what matters of it comes as our own errors
+
+
+class Answer(NamedTuple):
+    """What a command printed, and the beginning of what it complained of.
+
+    `is_cut`: it printed more than the limit, which was not read.
+    """
+
+    output: bytes
+    is_cut: bool
+    complaint: bytes
+
+
+class Connection:
+    """An open connection to one host. Commands run one after the other."""
+
+    def __init__(self, connection: SSHClientConnection):
+        self._connection = connection
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has not been closed by either side, as far as anybody knows."""
+        return not self._connection.is_closed()
+
+    @property
+    def host_key(self) -> SSHKey | None:
+        """The key with which the host has shown that it is it."""
+        return self._connection.get_server_host_key()
+
+    async def run(self, command: str, script: bytes, end: bytes, limit: int) -> Answer:
+        """What `command` prints, fed with `script`, until a line begins with `end`. Cancel it to give it up.
+
+        Raises asyncssh.Error or OSError when the connection does not hold.
+        """
+        reader = _Reader(end, limit)
+        channel, _ = await self._connection.create_session(lambda: reader, command, encoding=None)
+        try:
+            with suppress(BrokenPipeError):  # a forced command may not read it
+                channel.write(script)
+                channel.write_eof()
+            return await reader.done
+        finally:
+            channel.close()
+
+    def close(self) -> None:
+        """Let go of it, without waiting for the other side."""
+        self._connection.abort()
+
+
+class _Reader(asyncssh.SSHClientSession[bytes]):
+    """Collects what a command prints."""
+
+    def __init__(self, end: bytes, limit: int):
+        self._end = b"\n" + end
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._tail = b""
+        self._complaint = b""
+        self.done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+        if self.done.done():
+            return
+        if datatype is not None:
+            self._complaint += data[: _COMPLAINT - len(self._complaint)]
+            return
+        self._parts.append(data[: self._limit - self._size])
+        self._size += len(data)
+        if self._size > self._limit:
+            self._finish(is_cut=True)
+            return
+        seen = self._tail + data
+        if self._end in seen:
+            self._finish(is_cut=False)
+        self._tail = seen[-len(self._end) :]
+
+    def eof_received(self) -> bool:
+        self._finish(is_cut=False)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is None:
+            self._finish(is_cut=False)
+        elif not self.done.done():
+            self.done.set_exception(exc)
+
+    def _finish(self, *, is_cut: bool) -> None:
+        if not self.done.done():
+            self.done.set_result(Answer(b"".join(self._parts), is_cut, self._complaint))
+
+
+class _Watch(asyncssh.SSHClient):
+    """Sees how far a connection gets, and which key it is offered."""
+
+    def __init__(self) -> None:
+        self.connection: SSHClientConnection | None = None
+        self.offered: SSHKey | None = None
+
+    def connection_made(self, conn: SSHClientConnection) -> None:
+        self.connection = conn
+
+    def validate_host_public_key(self, host: str, addr: str, port: int, key: SSHKey) -> bool:  # noqa: ARG002
+        self.offered = key
+        return False  # asked only about keys that are not trusted
+
+    def validate_host_ca_key(self, host: str, addr: str, port: int, key: SSHKey) -> bool:  # noqa: ARG002
+        self.offered = key
+        return False
+
+    @property
+    def stage(self) -> Stage:
+        """How far it got after TCP: to SSH's own words, or not."""
+        spoke = self.connection is not None and self.connection.get_extra_info("server_version")
+        return Stage.LOGIN if spoke else Stage.HANDSHAKE
+
+    def abort(self) -> None:
+        """End what a cancelled attempt has left behind."""
+        if self.connection is not None:
+            self.connection.abort()
+
+
+class Dialer:
+    """Makes connections, over jump hosts whose connections are shared and kept. Used in one event loop."""
+
+    def __init__(self, resolver: Resolver, trusted: TrustedKeys):
+        self.trusted = trusted
+        self._resolver = resolver
+        self._keys = ClientKeys()
+        self._hops: dict[tuple[object, ...], asyncio.Task[SSHClientConnection]] = {}
+        self._hop_failures: dict[tuple[object, ...], tuple[float, ProbeFailure]] = {}
+        self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
+
+    async def dial(self, target: Target, on_stage: OnStage = lambda _stage, _text: None) -> Connection:
+        """A connection that is logged in. Raises ProbeFailure."""
+        names = (target.key_alias, target.address)
+        hop = Hop(target.user, target.address, target.port)
+        tunnel = await self._tunnel(target, target.jump)
+        return Connection(await self._dial(target, hop, names, tunnel, on_stage))
+
+    def close(self) -> None:
+        """Close the connections to jump hosts."""
+        for task in self._hops.values():
+            _drop(task)
+        self._hops.clear()
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+
+    async def fetch_keys(self, target: Target) -> list[SSHKey]:
+        """The keys that the host offers, one of each type, none of them verified. Raises ProbeFailure."""
+        tunnel = await self._tunnel(target, target.jump)
+        found: list[SSHKey] = []
+        failure: ProbeFailure | None = None
+        for types in _KEY_TYPES:
+            try:
+                key = await self._fetch_key(target, types, tunnel)
+            except ProbeFailure as error:
+                if error.diagnosis.kind is not DiagnosisKind.PROBE_FAILED:
+                    raise
+                failure = error
+            else:
+                found.append(key)
+        if not found and failure is not None:
+            raise failure
+        return found
+
+    async def _fetch_key(
+        self, target: Target, types: Sequence[str], tunnel: SSHClientConnection | None
+    ) -> SSHKey:
+        watch = _Watch()
+        hop = Hop(target.user, target.address, target.port)
+        arguments = {**_arguments(target), "server_host_key_algs": list(types), "known_hosts": ([], [], [])}
+        try:
+            await self._open(target, hop, tunnel, watch, arguments, lambda _stage, _text: None)
+        except asyncssh.HostKeyNotVerifiable:
+            pass  # as it was meant to be
+        except (asyncssh.Error, OSError, ValueError) as error:
+            if watch.offered is None:
+                raise of_handshake(error, _place(hop), watch.stage, target.timeout / _SHARE) from None
+        finally:
+            watch.abort()
+        if watch.offered is None:
+            raise ProbeFailure(DiagnosisKind.PROBE_FAILED, f"{_place(hop)}: shows no host key")
+        return watch.offered
+
+    async def _tunnel(self, target: Target, hops: tuple[Hop, ...]) -> SSHClientConnection | None:
+        """The connection to the last jump host; None without any."""
+        if not hops:
+            return None
+        key = (hops, target.user, target.keys)
+        task = self._hops.get(key)
+        if task is not None and task.done() and not _is_usable(task):
+            task = None
+        if task is None:
+            failed_at, failure = self._hop_failures.get(key, (0.0, None))
+            if failure is not None and time.monotonic() - failed_at < _HOP_PATIENCE:
+                raise failure
+            self._hops[key] = task = asyncio.create_task(self._dial_hop(target, hops))
+            task.add_done_callback(_is_usable)  # or asyncio complains of a failure that nobody waited for
+        try:
+            return await asyncio.shield(task)
+        except ProbeFailure as error:
+            self._hop_failures[key] = time.monotonic(), error
+            raise
+
+    async def _dial_hop(self, target: Target, hops: tuple[Hop, ...]) -> SSHClientConnection:
+        hop = self._resolver.hop(hops[-1], target.user)
+        tunnel = await self._tunnel(target, hops[:-1])
+        try:
+            return await self._dial(
+                target, hop, (hops[-1].host, hop.host), tunnel, lambda _stage, _text: None
+            )
+        except ProbeFailure as failure:
+            kind, text = failure.diagnosis
+            unreachable = (DiagnosisKind.HOST_DEAD, DiagnosisKind.NETWORK_UNREACHABLE, DiagnosisKind.FROZEN)
+            reached = DiagnosisKind.NETWORK_UNREACHABLE if kind in unreachable else DiagnosisKind.NOT_PROBED
+            raise ProbeFailure(reached, f"jump host {hop.host}: {kind.value}: {text}") from None
+
+    async def _dial(
+        self,
+        target: Target,
+        hop: Hop,
+        names: tuple[str, ...],
+        tunnel: SSHClientConnection | None,
+        on_stage: OnStage,
+    ) -> SSHClientConnection:
+        """A connection to `hop`, which may be the target itself or a jump host on the way to it."""
+        trusted = self.trusted.of(names, hop.port)
+        watch = _Watch()
+        arguments = {
+            **_arguments(target),
+            "known_hosts": trusted,
+            "host_key_alias": names[0],
+            "client_keys": self._client_keys(target),
+            "agent_path": str(target.agent) if target.agent else None,
+        }
+        try:
+            connection = await self._open(target, hop, tunnel, watch, arguments, on_stage)
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise _of_host_key(error, watch, trusted, names[0], _place(hop)) from None
+        except asyncssh.KeyExchangeFailed as error:
+            if trusted.keys and "host key" in error.reason.lower():
+                text = f"{_place(hop)}: offers no key of the known types any more ({error.reason})"
+                raise ProbeFailure(DiagnosisKind.HOST_KEY_CHANGED, text) from None
+            raise of_handshake(error, _place(hop), watch.stage, 0) from None
+        except (asyncssh.Error, OSError, ValueError) as error:
+            raise of_handshake(error, _place(hop), watch.stage, target.timeout / _SHARE) from None
+        except asyncio.CancelledError:
+            watch.abort()
+            raise
+        key = connection.get_server_host_key()
+        on_stage(Stage.LOGIN, fingerprint_of(key) if key else "")
+        return connection
+
+    async def _open(
+        self,
+        target: Target,
+        hop: Hop,
+        tunnel: SSHClientConnection | None,
+        watch: _Watch,
+        arguments: dict[str, Any],
+        on_stage: OnStage,
+    ) -> SSHClientConnection:
+        """Connect and shake hands, each for a part of the target's time.
+
+        Raises ProbeFailure for what is wrong before SSH, and whatever asyncssh raises after that.
+        """
+        patience = target.timeout / _SHARE
+        common = {**arguments, "client_factory": lambda: watch, "config": None, "username": hop.user}
+        if tunnel is None:
+            made = await self._connect(hop, patience, on_stage)
+            try:
+                return await _within(
+                    patience, asyncssh.connect(hop.host, hop.port, sock=made, **common), watch
+                )
+            except BaseException:
+                made.close()
+                raise
+        try:
+            return await _within(
+                2 * patience, asyncssh.connect(hop.host, hop.port, tunnel=tunnel, **common), watch
+            )
+        except asyncssh.ChannelOpenError as error:
+            raise of_tunnel(error, _place(hop), target.jump[-1].host) from None
+        except TimeoutError as error:
+            if watch.connection is None:  # the jump host is still trying
+                raise of_connecting(error, _place(hop)) from None
+            raise
+
+    async def _connect(self, hop: Hop, patience: float, on_stage: OnStage) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        failure: ProbeFailure | None = None
+        try:
+            async with asyncio.timeout(patience):
+                found = await loop.run_in_executor(self._lookups, _look_up, hop.host, hop.port)
+        except TimeoutError:
+            raise ProbeFailure(DiagnosisKind.NOT_PROBED, f"{hop.host}: name servers do not answer") from None
+        except OSError as error:
+            text = f"{hop.host}: its name cannot be resolved ({error.strerror})"
+            raise ProbeFailure(DiagnosisKind.NOT_PROBED, text) from None
+        for family, address in found[:_ADDRESSES]:
+            on_stage(Stage.RESOLVE, str(address[0]))
+            made = socket.socket(family, socket.SOCK_STREAM)
+            made.setblocking(False)
+            try:
+                async with asyncio.timeout(patience / min(len(found), _ADDRESSES)):
+                    await loop.sock_connect(made, address)
+            except OSError as error:
+                made.close()
+                failure = of_connecting(error, f"{address[0]} port {hop.port}")
+            except BaseException:
+                made.close()
+                raise
+            else:
+                on_stage(Stage.CONNECT, f"port {hop.port} answers")
+                return made
+        assert failure is not None
+        raise failure
+
+    def _client_keys(self, target: Target) -> list[Any]:
+        try:
+            return [self._keys.load(path) for path in target.keys]
+        except KeyUnusable as error:
+            raise ProbeFailure(DiagnosisKind.NOT_PROBED, str(error)) from None
+
+
+async def _within(
+    seconds: float, connecting: Awaitable[SSHClientConnection], watch: _Watch
+) -> SSHClientConnection:
+    try:
+        async with asyncio.timeout(seconds):
+            return await connecting
+    except BaseException:
+        watch.abort()
+        raise
+
+
+def _look_up(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def _arguments(target: Target) -> dict[str, Any]:
+    """What every connection on the way to a target has in common."""
+    given = {_ARGUMENTS[name]: value for name, value in target.options.items() if name in _ARGUMENTS}
+    return {
+        **given,
+        "preferred_auth": "publickey",
+        "login_timeout": 0,  # our own deadlines are shorter
+        "x509_trusted_certs": None,
+        "gss_host": None,
+        "keepalive_interval": 0,  # polls notice it soon enough
+        "agent_forwarding": False,
+        "canonicalize_hostname": False,
+    }
+
+
+def _of_host_key(
+    error: asyncssh.HostKeyNotVerifiable, watch: _Watch, trusted: Trusted, name: str, place: str
+) -> ProbeFailure:
+    offered = fingerprint_of(watch.offered) if watch.offered else ""
+    if watch.offered is None:  # a revoked key, or a certificate that is not good
+        kind = DiagnosisKind.HOST_KEY_CHANGED if "revoked" in error.reason else DiagnosisKind.NOT_PROBED
+        return ProbeFailure(kind, f"{place}: {error.reason}")
+    if trusted.keys:
+        known = ", ".join(fingerprint_of(key) for key in trusted.keys)
+        text = f"{place} shows {offered}, known is {known}; if that is right: collector-cli ssh trust --replace {name}"
+        return ProbeFailure(DiagnosisKind.HOST_KEY_CHANGED, text, offered)
+    text = f"{place}: nobody has said that its key {offered} is to be trusted; run: collector-cli ssh trust {name}"
+    return ProbeFailure(DiagnosisKind.NOT_PROBED, text)
+
+
+def _place(hop: Hop) -> str:
+    return f"{hop.user}@{hop.host} port {hop.port}"
+
+
+def _is_usable(task: asyncio.Task[SSHClientConnection]) -> bool:
+    """Whether a connection came of it, which is still open."""
+    return not task.cancelled() and task.exception() is None and not task.result().is_closed()
+
+
+def _drop(task: asyncio.Task[SSHClientConnection]) -> None:
+    if not task.done():
+        task.cancel()
+    elif _is_usable(task):
+        task.result().abort()

@@ -1,0 +1,71 @@
+"""Which host keys are trusted: lines of known_hosts from the database, and files besides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncssh
+from asyncssh import SSHKey, SSHKnownHosts
+
+from fleetpulse.config import ConfigError
+
+
+class Trusted(NamedTuple):
+    """What is known of one host: its keys, the CAs that may vouch for it, and keys that were revoked."""
+
+    keys: tuple[SSHKey, ...] = ()
+    authorities: tuple[SSHKey, ...] = ()
+    revoked: tuple[SSHKey, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing vouches for the host."""
+        return not self.keys and not self.authorities
+
+
+class TrustedKeys:
+    """All of them. Raises ConfigError for a file that cannot be read."""
+
+    def __init__(self, lines: Iterable[str] = (), files: Iterable[Path] = ()):
+        texts = ["\n".join(lines)]
+        for path in files:
+            try:
+                texts.append(path.read_text(encoding="utf-8", errors="replace"))
+            except OSError as error:
+                raise ConfigError(f"ssh.known_hosts: cannot read {path}: {error.strerror}") from None
+        self._lists = [_import(text) for text in texts]
+
+    def of(self, names: Iterable[str], port: int) -> Trusted:
+        """What is known of a host by any of its names and addresses, with and without its port."""
+        keys: dict[SSHKey, None] = {}
+        authorities: dict[SSHKey, None] = {}
+        revoked: dict[SSHKey, None] = {}
+        for known in self._lists:
+            for name in dict.fromkeys(names):
+                found = known.match(name, "", port if port != 22 else None)
+                keys |= dict.fromkeys(found[0])
+                authorities |= dict.fromkeys(found[1])
+                revoked |= dict.fromkeys(found[2])
+        return Trusted(tuple(keys), tuple(authorities), tuple(revoked))
+
+
+def fingerprint_of(key: SSHKey) -> str:
+    """A key as people compare it: its type and SHA-256, as `ssh-keygen -l` shows it."""
+    return f"{key.get_algorithm()} {key.get_fingerprint()}"
+
+
+def _import(text: str) -> SSHKnownHosts:
+    """A list of keys; lines that make no sense are left out, as ssh does."""
+    try:
+        return asyncssh.import_known_hosts(text)
+    except ValueError:
+        good = []
+        for line in text.splitlines():
+            try:
+                asyncssh.import_known_hosts(line)
+            except ValueError:
+                continue
+            good.append(line)
+        return asyncssh.import_known_hosts("\n".join(good))
