@@ -2,7 +2,8 @@
 
 Stop order, on SIGTERM or SIGINT:
 
-1. The health service says NOT_SERVING; new streams are refused, and nobody enrols any more.
+1. The health service says NOT_SERVING; new streams are refused, nobody enrols any more, and no host is asked
+   over SSH.
 2. Every agent gets Goodbye, with a time of its own to come back.
 3. What was admitted is committed and acked, for at most `drain_timeout`.
 4. The server closes the streams that are left.
@@ -46,6 +47,7 @@ from collector.ingest.server import IngestServicer, create_server
 from collector.ingest.sessions import Sessions
 from collector.ingest.writers import Writers
 from collector.rules_file import fingerprint, load_rules
+from collector.ssh.service import SshService
 from collector.start import (
     EXIT_CONFIG,
     EXIT_SOFTWARE,
@@ -65,6 +67,7 @@ from fleetpulse import __version__
 from fleetpulse.config import ConfigError
 
 _LAST_HEARTBEAT = 5.0  # seconds that it may take
+_LAST_POLLS = 5.0
 
 # Seconds after which a transaction hangs in a database that says nothing. Longer than the wait for a
 # locked row, after which the database does say something.
@@ -116,6 +119,7 @@ class Service:
             name=config.name,
             credentials=self._identity.desk if self._identity else None,
         )
+        self._ssh = SshService(config, store, self._writers, self._health, self._clock.now)
         self._health_checks = HealthChecks(self._health, self._servicer.counts, self._servicer.calls)
 
     async def run(self) -> int:
@@ -131,6 +135,7 @@ class Service:
         if identity:
             await identity.start()
         sweeper.start()
+        self._ssh.start()
         self._watch_signals()
         log.info(
             "listening",
@@ -157,6 +162,7 @@ class Service:
             await asyncio.to_thread(identity.close, self._servicer.counts)
         self._store.close()
         log.info("connections used", **asdict(self._store.pool_stats))
+        log.info("asked over SSH", **self._ssh.counts)
         log.info("stopped", **self._servicer.counts)
         return EXIT_SOFTWARE if self._crashed else 0
 
@@ -256,10 +262,12 @@ class Service:
         if self._identity:
             await self._identity.stop_enrolment()
         deadline = self._loop.time() + self._config.drain_timeout
+        ssh = asyncio.create_task(asyncio.to_thread(self._ssh.stop, _LAST_POLLS))
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await self._sessions.say_goodbye()  # may wait for agents that do not read
                 await self._sessions.wait_empty()
+        await ssh
         if not await asyncio.to_thread(self._writers.close, max(1.0, deadline - self._loop.time())):
             log.error("stopped before everything was committed; the agents keep it")
         await server.stop(grace=1.0)

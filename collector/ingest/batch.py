@@ -192,7 +192,6 @@ class BatchWriter:
             return False  # the host speaks for itself
         plan = self._plan(item.report.layout)
         after = diff.take_hearsay(status, item.report, plan, item.found_at, writes.changes)
-        writes.changes.events.extend(item.events)
         if writes.changes:
             writes.take_changes(item.host, item.hostname)
         if item.report.values:

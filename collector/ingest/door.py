@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from collector.core.identity import Contest
-from collector.core.status import Event, HostRecord
+from collector.core.status import HostRecord
 from collector.ingest.gate import Gate
 from collector.ingest.items import Hearsay, Held, Item, Registered, Registration, Submission, Submitted
 from collector.ingest.writer import Writer
@@ -70,19 +70,11 @@ class Door:
         return committed
 
     async def tell(
-        self,
-        host: int,
-        host_id: str,
-        hostname: str,
-        report: Report,
-        heard_at: int,
-        found_at: int,
-        events: Sequence[Event] = (),
+        self, host: int, host_id: str, hostname: str, report: Report, heard_at: int, found_at: int
     ) -> bool:
         """Have it stored what was found out about a silent host; see `Hearsay`. Raises StoreError."""
         done = self._loop.create_future()
-        item = Hearsay(host, hostname, report, heard_at, found_at, done, events)
-        counts: bool = await self._pass(host_id, item)
+        counts: bool = await self._pass(host_id, Hearsay(host, hostname, report, heard_at, found_at, done))
         return counts
 
     async def _pass(self, host_id: str, item: Submitted) -> Any:

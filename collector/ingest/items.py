@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from collector.core.identity import Contest
-from collector.core.status import Event, HostRecord
+from collector.core.status import HostRecord
 from collector.store.certificates import CertificateRow
 from fleetpulse.model import Facts, Report
 
@@ -116,7 +116,6 @@ class Hearsay:
     heard_at: int
     found_at: int
     done: asyncio.Future[bool]
-    events: Sequence[Event] = ()
     weight = 1
 
     @property

@@ -76,7 +76,9 @@ class Registrar:
         good: list[tuple[Registration, CertificateRow | None]] = []
         for item in items:
             certificate = self._certificate(item)
-            if isinstance(certificate, HelloRefused):
+            if item.is_polled and item.record.host_id not in self._known:
+                answers[item] = HelloRefused("polled", "the host was removed", item.record.hostname)
+            elif isinstance(certificate, HelloRefused):
                 answers[item] = certificate
             else:
                 good.append((item, certificate))

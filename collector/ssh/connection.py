@@ -1,4 +1,4 @@
-"""Connections over SSH: made in stages, each with its own deadline, so that it is known how far one got."""
+"""Makes connections over SSH in stages, each with its own deadline, so that it is known how far one got."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import asyncssh
 from asyncssh import SSHClientConnection, SSHKey
@@ -16,6 +15,7 @@ from asyncssh import SSHClientConnection, SSHKey
 from collector.core.diagnosis import DiagnosisKind
 from collector.ssh.failure import ProbeFailure, Stage, of_connecting, of_handshake, of_tunnel
 from collector.ssh.keys import ClientKeys, KeyUnusable
+from collector.ssh.session import Connection
 from collector.ssh.target import Hop, Resolver, Target
 from collector.ssh.trust import Trusted, TrustedKeys, fingerprint_of
 
@@ -23,8 +23,6 @@ _SHARE = 3  # a stage may take at most this part of a poll's time, the run what 
 _ADDRESSES = 2  # of a name that are tried
 _HOP_PATIENCE = 5.0  # seconds for which a jump host that could not be reached is not tried again
 _LOOKUPS = 8  # names that are looked up at one time: a lookup blocks its thread
-
-_COMPLAINT = 500  # bytes
 
 # The names of our options in asyncssh.
 _ARGUMENTS = {
@@ -44,96 +42,6 @@ OnStage = Callable[[Stage, str], None]
 """Is told that a stage has been passed, and what was found there."""
 
 asyncssh.set_log_level("CRITICAL")  # what matters of it comes as our own errors
-
-
-class Answer(NamedTuple):
-    """What a command printed, and the beginning of what it complained of.
-
-    `is_cut`: it printed more than the limit, which was not read.
-    """
-
-    output: bytes
-    is_cut: bool
-    complaint: bytes
-
-
-class Connection:
-    """An open connection to one host. Commands run one after the other."""
-
-    def __init__(self, connection: SSHClientConnection):
-        self._connection = connection
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it has not been closed by either side, as far as anybody knows."""
-        return not self._connection.is_closed()
-
-    @property
-    def host_key(self) -> SSHKey | None:
-        """The key with which the host has shown that it is it."""
-        return self._connection.get_server_host_key()
-
-    async def run(self, command: str, script: bytes, end: bytes, limit: int) -> Answer:
-        """What `command` prints, fed with `script`, until a line begins with `end`. Cancel it to give it up.
-
-        Raises asyncssh.Error or OSError when the connection does not hold.
-        """
-        reader = _Reader(end, limit)
-        channel, _ = await self._connection.create_session(lambda: reader, command, encoding=None)
-        try:
-            with suppress(BrokenPipeError):  # a forced command may not read it
-                channel.write(script)
-                channel.write_eof()
-            return await reader.done
-        finally:
-            channel.close()
-
-    def close(self) -> None:
-        """Let go of it, without waiting for the other side."""
-        self._connection.abort()
-
-
-class _Reader(asyncssh.SSHClientSession[bytes]):
-    """Collects what a command prints."""
-
-    def __init__(self, end: bytes, limit: int):
-        self._end = b"\n" + end
-        self._limit = limit
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._tail = b""
-        self._complaint = b""
-        self.done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-
-    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
-        if self.done.done():
-            return
-        if datatype is not None:
-            self._complaint += data[: _COMPLAINT - len(self._complaint)]
-            return
-        self._parts.append(data[: self._limit - self._size])
-        self._size += len(data)
-        if self._size > self._limit:
-            self._finish(is_cut=True)
-            return
-        seen = self._tail + data
-        if self._end in seen:
-            self._finish(is_cut=False)
-        self._tail = seen[-len(self._end) :]
-
-    def eof_received(self) -> bool:
-        self._finish(is_cut=False)
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if exc is None:
-            self._finish(is_cut=False)
-        elif not self.done.done():
-            self.done.set_exception(exc)
-
-    def _finish(self, *, is_cut: bool) -> None:
-        if not self.done.done():
-            self.done.set_result(Answer(b"".join(self._parts), is_cut, self._complaint))
 
 
 class _Watch(asyncssh.SSHClient):
@@ -410,7 +318,7 @@ def _of_host_key(
     if trusted.keys:
         known = ", ".join(fingerprint_of(key) for key in trusted.keys)
         text = f"{place} shows {offered}, known is {known}; if that is right: collector-cli ssh trust --replace {name}"
-        return ProbeFailure(DiagnosisKind.HOST_KEY_CHANGED, text, offered)
+        return ProbeFailure(DiagnosisKind.HOST_KEY_CHANGED, text)
     text = f"{place}: nobody has said that its key {offered} is to be trusted; run: collector-cli ssh trust {name}"
     return ProbeFailure(DiagnosisKind.NOT_PROBED, text)
 

@@ -21,15 +21,11 @@ class Stage(enum.StrEnum):
 
 
 class ProbeFailure(Exception):
-    """A host could not be asked; the diagnosis says why, as far as this one connection can tell.
+    """A host could not be asked; the diagnosis says why, as far as this one connection can tell."""
 
-    `offered` is the fingerprint of the host key that is not the known one, if that is why.
-    """
-
-    def __init__(self, kind: DiagnosisKind, text: str, offered: str = ""):
+    def __init__(self, kind: DiagnosisKind, text: str):
         super().__init__(text)
         self.diagnosis = Diagnosis(kind, text)
-        self.offered = offered
 
 
 _NO_NETWORK = (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)

@@ -38,7 +38,8 @@ class StoredDiagnosis(NamedTuple):
 class Finding(NamedTuple):
     """What a probe found out about a host, which had been heard last at `heard_at`.
 
-    `has_health`: its checks were judged by what SSH said.
+    `has_health`: its checks were judged by what SSH said. `is_polled`: it has no agent, and a check of its own
+    says that it could not be asked.
     """
 
     host: int
@@ -46,6 +47,7 @@ class Finding(NamedTuple):
     heard_at: int
     diagnosis: Diagnosis
     has_health: bool = False
+    is_polled: bool = False
 
 
 def save_findings(tx: Transaction, findings: Iterable[Finding], now: int) -> None:
@@ -64,9 +66,16 @@ def save_findings(tx: Transaction, findings: Iterable[Finding], now: int) -> Non
         since = known.since if known is not None and is_same else now
         health_at = now if finding.has_health else known.health_at if known is not None else 0
         rows.append((host, kind.value, evidence, finding.heard_at, since, now, health_at))
-        if not is_same:
+        is_changed_key = kind is DiagnosisKind.HOST_KEY_CHANGED
+        if not is_same and (is_changed_key or not finding.is_polled):
             old = known.kind.value if known is not None and known.heard_at == finding.heard_at else ""
-            event = Event(now, EventKind.DIAGNOSED, old=old, new=kind.value, message=evidence)
+            event = Event(
+                now,
+                EventKind.HOST_KEY_CHANGED if is_changed_key else EventKind.DIAGNOSED,
+                old=old,
+                new=kind.value,
+                message=evidence,
+            )
             events.append((host, finding.name, event))
     tx.execute_many(tx.dialect.upsert("diagnosis", ("host",), tuple(_COLUMNS.split(", ")[1:])), rows)
     write_events(tx, events)
@@ -89,6 +98,19 @@ def load_diagnoses(tx: Transaction, hosts: Collection[int]) -> dict[int, StoredD
     """Those of the hosts that have one, whichever silence it is about."""
     rows = of_hosts(tx, f"SELECT {_COLUMNS} FROM diagnosis WHERE 1 = 1", hosts)  # noqa: S608 - names of ours
     return {row[0]: _stored(row) for row in rows}
+
+
+def load_failures(tx: Transaction, polled: Collection[int]) -> dict[int, StoredDiagnosis]:
+    """Why hosts that are polled could not be asked last, as their check `ssh` says; `probed_at` is not known."""
+    query = "SELECT host, since, message FROM check_state WHERE name = 'ssh' AND instance = '' AND state > 0"
+    found = {}
+    for host, since, message in of_hosts(tx, query, polled):
+        kind, _, evidence = message.partition(": ")
+        try:
+            found[host] = StoredDiagnosis(host, DiagnosisKind(kind), evidence, 0, since, 0, 0)
+        except ValueError:  # a check of somebody else's
+            continue
+    return found
 
 
 def load_neighbours(tx: Transaction) -> list[Neighbour]:

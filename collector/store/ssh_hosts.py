@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from collector.core.silence import Presence, presence
@@ -11,7 +11,7 @@ from collector.core.ssh_settings import POLLED, SettingsError, SshSettings, deco
 from collector.core.status import Silence
 from collector.store.collectors import Listening, load_setting, save_setting
 from collector.store.hosts import text
-from collector.store.reading import load_groups
+from collector.store.reading import load_groups, of_hosts
 from collector.store.store import Transaction
 
 
@@ -44,6 +44,7 @@ class SilentHost(NamedTuple):
     """Somebody said how it is to be reached, which allows it."""
 
 
+_GROUP_TABLES = ("assigned_group", "host_group")
 _COLUMNS = (
     "h.id, h.host_id, h.hostname, h.address, h.interval_ms, h.ttl_ms, h.agent_version, p.polled, p.settings, "
     "s.received_at"
@@ -55,6 +56,24 @@ def save_ssh_host(tx: Transaction, host: int, settings: SshSettings, *, polled: 
     """Say how a host is reached, and whether it is polled for its reports."""
     upsert = tx.dialect.upsert("ssh_host", ("host",), ("polled", "settings"))
     tx.execute(upsert, (host, int(polled), encode(settings)))
+
+
+def save_ssh_hosts(tx: Transaction, rows: Iterable[tuple[int, SshSettings, bool]]) -> None:
+    """The same for many hosts at once."""
+    upsert = tx.dialect.upsert("ssh_host", ("host",), ("polled", "settings"))
+    tx.execute_many(upsert, [(host, int(polled), encode(settings)) for host, settings, polled in rows])
+
+
+def add_to_groups(tx: Transaction, rows: Sequence[tuple[int, str]]) -> None:
+    """Add hosts to groups that they keep whatever a Hello says."""
+    for table in _GROUP_TABLES:
+        tx.execute_many(f"{tx.dialect.insert_ignore} INTO {table} (host, name) VALUES (%s, %s)", rows)
+
+
+def take_from_groups(tx: Transaction, rows: Sequence[tuple[int, str]]) -> None:
+    """Take hosts out of groups."""
+    for table in _GROUP_TABLES:
+        tx.execute_many(f"DELETE FROM {table} WHERE host = %s AND name = %s", rows)  # noqa: S608 - names of ours
 
 
 def forget_ssh_host(tx: Transaction, host: int) -> bool:
@@ -76,6 +95,13 @@ def load_ssh_hosts(tx: Transaction, hosts: Sequence[int] | None = None) -> list[
 def load_polled(tx: Transaction) -> list[SshHost]:
     """The hosts that are polled for their reports."""
     return [one for one in load_ssh_hosts(tx) if one.is_polled]
+
+
+def load_polled_numbers(tx: Transaction, hosts: Collection[int] | None = None) -> frozenset[int]:
+    """The numbers of the hosts that are polled for their reports; those among `hosts`, if given."""
+    query = "SELECT p.host, h.agent_version FROM ssh_host p JOIN host h ON h.id = p.host WHERE p.polled = 1"
+    rows = tx.query(query) if hosts is None else of_hosts(tx, query, hosts)
+    return frozenset(host for host, version in rows if _is_polled(version, 1))
 
 
 def load_silent_agents(tx: Transaction, listening: Listening, expected_since: int) -> list[SilentHost]:

@@ -168,6 +168,18 @@ def load_latest(tx: Transaction, hosts: Sequence[int]) -> dict[int, LatestReport
     return latest
 
 
+def load_layouts(tx: Transaction, hosts: Sequence[int]) -> dict[int, Layout]:
+    """The layouts of the latest reports of the hosts that sent one."""
+    rows = tx.query_in(
+        "SELECT host, layout FROM host_latest WHERE layout IS NOT NULL AND host IN (%s)", hosts
+    )
+    contents = tx.query_in(
+        "SELECT id, content FROM layout WHERE id IN (%s)", sorted({number for _, number in rows})
+    )
+    layouts = {number: Layout.from_json(content) for number, content in contents}
+    return {host: layouts[number] for host, number in rows if number in layouts}
+
+
 def _unpack(series: bytes) -> tuple[float, ...]:
     packed = array.array("d", series)
     if sys.byteorder == "big":
