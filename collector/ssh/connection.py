@@ -44,6 +44,10 @@ OnStage = Callable[[Stage, str], None]
 asyncssh.set_log_level("CRITICAL")  # what matters of it comes as our own errors
 
 
+class _NoSuchKey(ProbeFailure):
+    """A host speaks SSH, and has no key of the types that it was asked for."""
+
+
 class _Watch(asyncssh.SSHClient):
     """Sees how far a connection gets, and which key it is offered."""
 
@@ -67,6 +71,11 @@ class _Watch(asyncssh.SSHClient):
         """How far it got after TCP: to SSH's own words, or not."""
         spoke = self.connection is not None and self.connection.get_extra_info("server_version")
         return Stage.LOGIN if spoke else Stage.HANDSHAKE
+
+    @property
+    def has_shown_key(self) -> bool:
+        """Whether the key exchange has come to its end."""
+        return self.connection is not None and self.connection.get_server_host_key() is not None
 
     def abort(self) -> None:
         """End what a cancelled attempt has left behind."""
@@ -102,39 +111,40 @@ class Dialer:
     async def fetch_keys(self, target: Target) -> list[SSHKey]:
         """The keys that the host offers, one of each type, none of them verified. Raises ProbeFailure."""
         tunnel = await self._tunnel(target, target.jump)
+        hop = Hop(target.user, target.address, target.port)
         found: list[SSHKey] = []
         failure: ProbeFailure | None = None
         for types in _KEY_TYPES:
             try:
-                key = await self._fetch_key(target, types, tunnel)
-            except ProbeFailure as error:
-                if error.diagnosis.kind is not DiagnosisKind.PROBE_FAILED:
-                    raise
+                found.append(await self._fetch_key(target, hop, tunnel, types))
+            except _NoSuchKey as error:  # it ends the connection
                 failure = error
-            else:
-                found.append(key)
         if not found and failure is not None:
             raise failure
         return found
 
     async def _fetch_key(
-        self, target: Target, types: Sequence[str], tunnel: SSHClientConnection | None
+        self, target: Target, hop: Hop, tunnel: SSHClientConnection | None, types: Sequence[str] = ()
     ) -> SSHKey:
+        """The key that a host offers first, or first of some types. Raises _NoSuchKey and any other ProbeFailure."""
         watch = _Watch()
-        hop = Hop(target.user, target.address, target.port)
-        arguments = {**_arguments(target), "server_host_key_algs": list(types), "known_hosts": ([], [], [])}
+        arguments = {**_arguments(target), "known_hosts": ([], [], [])}
+        if types:
+            arguments["server_host_key_algs"] = list(types)
+        failure: ProbeFailure | None = None
         try:
             await self._open(target, hop, tunnel, watch, arguments, lambda _stage, _text: None)
-        except asyncssh.HostKeyNotVerifiable:
-            pass  # as it was meant to be
         except (asyncssh.Error, OSError, ValueError) as error:
-            if watch.offered is None:
-                raise of_handshake(error, _place(hop), watch.stage, target.timeout / _SHARE) from None
+            failure = of_handshake(error, _place(hop), watch.stage, target.timeout / _SHARE)
         finally:
             watch.abort()
-        if watch.offered is None:
-            raise ProbeFailure(DiagnosisKind.PROBE_FAILED, f"{_place(hop)}: shows no host key")
-        return watch.offered
+        if watch.offered is not None:
+            return watch.offered  # and refused by us, as it was meant to be
+        if failure is None or (
+            watch.stage is Stage.LOGIN and failure.diagnosis.kind is not DiagnosisKind.FROZEN
+        ):
+            raise _NoSuchKey(DiagnosisKind.PROBE_FAILED, f"{_place(hop)}: offers no host key of {types}")
+        raise failure
 
     async def _tunnel(self, target: Target, hops: tuple[Hop, ...]) -> SSHClientConnection | None:
         """The connection to the last jump host; None without any."""
@@ -191,11 +201,13 @@ class Dialer:
             connection = await self._open(target, hop, tunnel, watch, arguments, on_stage)
         except asyncssh.HostKeyNotVerifiable as error:
             raise _of_host_key(error, watch, trusted, names[0], _place(hop)) from None
-        except asyncssh.KeyExchangeFailed as error:
-            if trusted.keys and "host key" in error.reason.lower():
-                text = f"{_place(hop)}: offers no key of the known types any more ({error.reason})"
-                raise ProbeFailure(DiagnosisKind.HOST_KEY_CHANGED, text) from None
-            raise of_handshake(error, _place(hop), watch.stage, 0) from None
+        except (asyncssh.KeyExchangeFailed, asyncssh.ConnectionLost) as error:
+            # A host that has none of the known types of keys any more ends the connection.
+            if trusted.keys and watch.stage is Stage.LOGIN and not watch.has_shown_key:
+                watch.offered = await self._fetch_key(target, hop, tunnel)
+                if watch.offered not in trusted.keys:
+                    raise _of_host_key(error, watch, trusted, names[0], _place(hop)) from None
+            raise of_handshake(error, _place(hop), watch.stage, target.timeout / _SHARE) from None
         except (asyncssh.Error, OSError, ValueError) as error:
             raise of_handshake(error, _place(hop), watch.stage, target.timeout / _SHARE) from None
         except asyncio.CancelledError:
@@ -309,7 +321,7 @@ def _arguments(target: Target) -> dict[str, Any]:
 
 
 def _of_host_key(
-    error: asyncssh.HostKeyNotVerifiable, watch: _Watch, trusted: Trusted, name: str, place: str
+    error: asyncssh.DisconnectError, watch: _Watch, trusted: Trusted, name: str, place: str
 ) -> ProbeFailure:
     offered = fingerprint_of(watch.offered) if watch.offered else ""
     if watch.offered is None:  # a revoked key, or a certificate that is not good

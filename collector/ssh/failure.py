@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import os
 
 import asyncssh
 
@@ -38,11 +39,10 @@ def of_connecting(error: OSError, place: str) -> ProbeFailure:
         errno.EHOSTUNREACH,
         errno.EHOSTDOWN,
     ):
-        text = "no answer" if isinstance(error, TimeoutError) else (error.strerror or str(error))
-        return ProbeFailure(DiagnosisKind.HOST_DEAD, f"{place}: {text}")
+        return ProbeFailure(DiagnosisKind.HOST_DEAD, f"{place}: {_words(error) or 'no answer'}")
     if error.errno in _NO_NETWORK:
-        return ProbeFailure(DiagnosisKind.NETWORK_UNREACHABLE, f"{place}: {error.strerror}")
-    return ProbeFailure(DiagnosisKind.SSH_CLOSED, f"{place}: {error.strerror or error}")
+        return ProbeFailure(DiagnosisKind.NETWORK_UNREACHABLE, f"{place}: {_words(error)}")
+    return ProbeFailure(DiagnosisKind.SSH_CLOSED, f"{place}: {_words(error) or error}")
 
 
 def of_tunnel(error: asyncssh.ChannelOpenError, place: str, hop: str) -> ProbeFailure:
@@ -53,7 +53,7 @@ def of_tunnel(error: asyncssh.ChannelOpenError, place: str, hop: str) -> ProbeFa
         return ProbeFailure(
             DiagnosisKind.NOT_PROBED, f"{text}; does {hop} allow forwarding (AllowTcpForwarding)?"
         )
-    if "refused" in said:
+    if "refused" in said or f"errno {errno.ECONNREFUSED}" in said:
         return ProbeFailure(DiagnosisKind.SSH_CLOSED, text)
     if "network is" in said:
         return ProbeFailure(DiagnosisKind.NETWORK_UNREACHABLE, text)
@@ -76,5 +76,10 @@ def of_handshake(error: Exception, place: str, stage: Stage, seconds: float) -> 
     if isinstance(error, (asyncssh.DisconnectError, asyncssh.ProtocolError)):
         return ProbeFailure(DiagnosisKind.SSH_CLOSED, f"{place}: {error.reason}")
     if isinstance(error, OSError):
-        return ProbeFailure(DiagnosisKind.SSH_CLOSED, f"{place}: {error.strerror or error}")
+        return ProbeFailure(DiagnosisKind.SSH_CLOSED, f"{place}: {_words(error) or error}")
     return ProbeFailure(DiagnosisKind.PROBE_FAILED, f"{place}: {error}")
+
+
+def _words(error: OSError) -> str:
+    """The system's own words; asyncio has others, which say less."""
+    return os.strerror(error.errno) if error.errno else ""

@@ -23,6 +23,8 @@ _MAX_SECTIONS = 100
 
 _HEADER = re.compile(rb"(?m)^fleetpulse-probe (\d{1,6})\r?$")
 _ESCAPE = re.compile(rb"\\([0-3][0-7][0-7])")
+# The capacity and the beginning of the mount point; what has no size has no capacity, either.
+_CAPACITY = re.compile(rb"(?:\d%|-) +/")
 _BOOT_SECONDS = re.compile(rb"sec *= *(\d{1,12})")
 _CPU_LIST = re.compile(rb"(\d{1,6})(?:-(\d{1,6}))?")
 
@@ -298,16 +300,16 @@ class _DfRow(NamedTuple):
 
 
 def _df(line: bytes) -> _DfRow | None:
-    head, found, path = line.partition(b"% /")
-    if not found:  # what has no size has no capacity, either
-        head, found, path = line.partition(b" - /")
-        head += b" -"
-    words = head.split()
+    capacity = _CAPACITY.search(line)
+    if capacity is None:
+        return None
+    start = capacity.end() - 1
+    words = line[:start].split()
     try:
         size, used, available = (int(word[:21]) for word in words[-4:-1])
     except ValueError:
         return None
-    return _DfRow(_path(b" ".join(words[:-4])), size, used, available, _path(b"/" + path)) if found else None
+    return _DfRow(_path(b" ".join(words[:-4])), size, used, available, _path(line[start:]))
 
 
 def _from_df(row: _DfRow) -> Space:

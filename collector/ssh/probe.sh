@@ -31,7 +31,8 @@ limited() {
     "$@" &
     job=$!
     (
-        trap '[ "$!" = "$job" ] || kill "$!"; exit' TERM
+        # Not TERM: between fork and exec the new process still has this shell's trap, which takes it.
+        trap '[ "$!" = "$job" ] || kill -KILL "$!"; exit' TERM
         sleep "$limit" &
         wait "$!"
         kill -KILL "$job"
@@ -293,6 +294,8 @@ agent() {
 }
 
 main() {
+    # Some shells say later, and elsewhere, whom they saw die.
+    exec 2>/dev/null
     cd /
     trap : ALRM
     unset IFS
@@ -314,5 +317,5 @@ main() {
     section end
 }
 
-main "$@" </dev/null 2>/dev/null
+main "$@" </dev/null
 exit 0

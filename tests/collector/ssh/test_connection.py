@@ -1,0 +1,249 @@
+"""Connections that hang, lie or are refused, at every stage, with a server that does just that."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from collector.config import Ssh
+from collector.core.diagnosis import DiagnosisKind
+from collector.ssh.connection import Dialer
+from collector.ssh.failure import ProbeFailure
+from collector.ssh.links import Links
+from collector.ssh.session import Answer
+from collector.ssh.target import Hop, Resolver, Target
+from collector.ssh.trust import TrustedKeys
+from tests.ssh_server import SshServer
+
+OUTPUT = b"fleetpulse-probe 1\n== uname\nLinux\n== end\n"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[SshServer]:
+    with SshServer(tmp_path, OUTPUT) as running:
+        yield running
+
+
+def make_links(*lines: str) -> Links:
+    return Links(Dialer(Resolver(Ssh()), TrustedKeys(lines)), 10)
+
+
+async def ask(links: Links, *targets: Target) -> list[Answer]:
+    try:
+        return [await links.ask(target) for target in targets]
+    finally:
+        links.drop_all()
+        links.dialer.close()
+
+
+def refused(links: Links, target: Target) -> ProbeFailure:
+    with pytest.raises(ProbeFailure) as raised:
+        asyncio.run(ask(links, target))
+    return raised.value
+
+
+def test_a_host_is_asked_and_its_connection_kept(server: SshServer) -> None:
+    answers = asyncio.run(ask(make_links(server.known_hosts_line), *[server.target()] * 5))
+    assert [answer.output for answer in answers] == [OUTPUT] * 5
+    assert (server.connections, server.sessions) == (1, 5)
+    assert server.users == ["monitor"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "said"),
+    [
+        ("silent", DiagnosisKind.FROZEN, "SSH says nothing"),
+        ("banner", DiagnosisKind.FROZEN, "begins to speak SSH and stops"),
+        ("auth", DiagnosisKind.FROZEN, "begins to speak SSH and stops"),
+        ("garbage", DiagnosisKind.FROZEN, "SSH says nothing"),
+        ("refuse", DiagnosisKind.KEY_REFUSED, "Permission denied"),
+        ("stall", DiagnosisKind.PROBE_FAILED, "did not end within"),
+    ],
+)
+def test_a_host_that_hangs_anywhere_holds_its_place_until_the_deadline_only(
+    tmp_path: Path, mode: str, kind: DiagnosisKind, said: str
+) -> None:
+    with SshServer(tmp_path, OUTPUT, mode) as server:
+        began = time.monotonic()
+        failure = refused(make_links(server.known_hosts_line), server.target(timeout=1.5))
+        assert time.monotonic() - began < 5
+    assert failure.diagnosis.kind is kind
+    assert said in failure.diagnosis.evidence
+    assert str(server.port) in failure.diagnosis.evidence
+
+
+def test_a_command_that_never_closes_is_over_with_its_last_line(server: SshServer) -> None:
+    server.mode = "open"
+    [first, second] = asyncio.run(ask(make_links(server.known_hosts_line), *[server.target()] * 2))
+    assert first.output == second.output == OUTPUT
+    assert server.connections == 1
+
+
+def test_output_without_end_is_cut_at_the_limit(server: SshServer) -> None:
+    server.mode = "huge"
+    [answer] = asyncio.run(ask(make_links(server.known_hosts_line), server.target()))
+    assert answer.is_cut
+    assert len(answer.output) == 256 << 10
+
+
+def test_a_kept_connection_that_was_cut_is_made_anew_unnoticed(server: SshServer) -> None:
+    async def cut_in_between(links: Links) -> list[Answer]:
+        first = await links.ask(server.target())
+        server.disconnect()
+        return [first, *await ask(links, server.target())]
+
+    assert len(asyncio.run(cut_in_between(make_links(server.known_hosts_line)))) == 2
+    assert server.connections == 2
+
+
+def test_a_kept_connection_that_answers_no_more_costs_a_part_of_the_time(server: SshServer) -> None:
+    """Half-open: the machine has lost its memory, and nothing comes back."""
+
+    async def freeze(links: Links) -> ProbeFailure | list[Answer]:
+        await links.ask(server.target(timeout=1.5))
+        stopped, go_on = threading.Event(), threading.Event()
+        server._loop.call_soon_threadsafe(lambda: (stopped.set(), go_on.wait(20)))
+        stopped.wait(5)
+        try:
+            return await ask(links, server.target(timeout=1.5))
+        except ProbeFailure as failure:
+            return failure
+        finally:
+            go_on.set()
+
+    failure = asyncio.run(freeze(make_links(server.known_hosts_line)))
+    assert isinstance(failure, ProbeFailure)
+    assert failure.diagnosis.kind is DiagnosisKind.FROZEN
+
+
+def test_an_unknown_key_is_not_accepted_and_the_key_shown(server: SshServer) -> None:
+    failure = refused(make_links(), server.target())
+    assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
+    assert server.host_key.get_fingerprint() in failure.diagnosis.evidence
+    assert "collector-cli ssh trust web-1" in failure.diagnosis.evidence
+    assert server.users == []  # nothing was shown to it
+
+
+def test_another_key_than_the_known_one_is_told_with_both(server: SshServer) -> None:
+    known = asyncssh.generate_private_key("ssh-ed25519")
+    failure = refused(make_links(f"web-1 {known.export_public_key().decode()}"), server.target())
+    assert failure.diagnosis.kind is DiagnosisKind.HOST_KEY_CHANGED
+    for key in (known, server.host_key):
+        assert key.get_fingerprint() in failure.diagnosis.evidence
+
+
+def test_a_host_that_offers_no_key_of_the_known_type_has_changed(server: SshServer) -> None:
+    known = asyncssh.generate_private_key("ecdsa-sha2-nistp256")
+    failure = refused(make_links(f"web-1 {known.export_public_key().decode()}"), server.target())
+    assert failure.diagnosis.kind is DiagnosisKind.HOST_KEY_CHANGED
+
+
+def test_a_revoked_key_is_not_accepted(server: SshServer) -> None:
+    line = server.known_hosts_line
+    failure = refused(make_links(line, f"@revoked {line}"), server.target())
+    assert failure.diagnosis.kind is DiagnosisKind.HOST_KEY_CHANGED
+    assert "revoked" in failure.diagnosis.evidence
+
+
+def test_a_key_may_be_known_by_the_address_too(server: SshServer) -> None:
+    key = server.host_key.export_public_key().decode()
+    for name in ("127.0.0.1", f"[127.0.0.1]:{server.port}"):
+        assert asyncio.run(ask(make_links(f"{name} {key}"), server.target()))
+
+
+def test_nobody_listens(server: SshServer) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        target = server.target(port=taken.getsockname()[1])
+        failure = refused(make_links(), target)
+    assert failure.diagnosis.kind is DiagnosisKind.SSH_CLOSED
+    assert "refused" in failure.diagnosis.evidence
+
+
+def test_a_name_that_means_nothing(server: SshServer) -> None:
+    failure = refused(make_links(), server.target(address="no-such-host.invalid"))
+    assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
+    assert "cannot be resolved" in failure.diagnosis.evidence
+
+
+def test_a_key_file_that_others_may_read_is_not_used(server: SshServer) -> None:
+    server.key_file.chmod(0o640)
+    failure = refused(make_links(server.known_hosts_line), server.target())
+    assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
+    assert f"chmod 600 {server.key_file}" in failure.diagnosis.evidence
+    assert server.connections == 0
+
+
+@pytest.mark.parametrize("what", ["missing", "rubbish", "passphrase"])
+def test_a_key_file_that_cannot_be_used(server: SshServer, what: str) -> None:
+    if what == "missing":
+        server.key_file.unlink()
+    elif what == "rubbish":
+        server.key_file.write_text("rubbish")
+    else:
+        server.client_key.write_private_key(server.key_file, passphrase="secret")
+    failure = refused(make_links(server.known_hosts_line), server.target())
+    assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
+    assert str(server.key_file) in failure.diagnosis.evidence
+
+
+def test_without_anything_to_log_in_with_nothing_is_connected(server: SshServer) -> None:
+    failure = refused(make_links(), server.target(keys=()))
+    assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
+    assert "ssh.keys" in failure.diagnosis.evidence
+    assert server.connections == 0
+
+
+def test_through_a_jump_host(server: SshServer, tmp_path: Path) -> None:
+    """One connection to it serves all hosts behind it; its key is verified like any other."""
+    folder = tmp_path / "jump"
+    folder.mkdir()
+    with SshServer(folder, b"") as gate:
+        gate.client_key = server.client_key
+        hop = Hop("", "127.0.0.1", gate.port)
+        targets = [server.target(jump=(hop,), host=number) for number in range(1, 4)]
+        trusted = f"127.0.0.1 {gate.host_key.export_public_key().decode()}"
+        answers = asyncio.run(ask(make_links(server.known_hosts_line, trusted), *targets))
+        assert [answer.output for answer in answers] == [OUTPUT] * 3
+        assert (gate.connections, server.connections) == (1, 3)
+
+        failure = refused(make_links(server.known_hosts_line), targets[0])
+        assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
+        assert "jump host 127.0.0.1" in failure.diagnosis.evidence
+        assert gate.host_key.get_fingerprint() in failure.diagnosis.evidence
+
+
+def test_a_jump_host_that_is_away_is_the_network(server: SshServer) -> None:
+    target = server.target(jump=(Hop("", "127.0.0.1", 1),))
+    failure = refused(make_links(server.known_hosts_line), target)
+    assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
+    assert "jump host 127.0.0.1: host up, ssh closed" in failure.diagnosis.evidence
+
+
+def test_a_host_behind_a_jump_host_that_nobody_listens_on(server: SshServer, tmp_path: Path) -> None:
+    folder = tmp_path / "jump"
+    folder.mkdir()
+    with SshServer(folder, b"") as gate:
+        gate.client_key = server.client_key
+        trusted = f"127.0.0.1 {gate.host_key.export_public_key().decode()}"
+        target = server.target(jump=(Hop("", "127.0.0.1", gate.port),), port=1)
+        failure = refused(make_links(server.known_hosts_line, trusted), target)
+    assert failure.diagnosis.kind is DiagnosisKind.SSH_CLOSED
+
+
+def test_every_key_that_a_host_offers_is_fetched_unverified(server: SshServer) -> None:
+    async def fetch() -> list[str]:
+        dialer = Dialer(Resolver(Ssh()), TrustedKeys())
+        try:
+            return [key.get_fingerprint() for key in await dialer.fetch_keys(server.target())]
+        finally:
+            dialer.close()
+
+    assert asyncio.run(fetch()) == [server.host_key.get_fingerprint()]

@@ -1,0 +1,199 @@
+"""An SSH server that can misbehave at every stage, in a thread of the test's process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import asyncssh
+from asyncssh import SSHKey, SSHServerProcess
+
+from collector.ssh import probe
+from collector.ssh.target import Target
+
+MODES = (
+    "ok",
+    "silent",
+    "banner",
+    "garbage",
+    "auth",
+    "refuse",
+    "no-start",
+    "stall",
+    "huge",
+    "open",
+    "nologin",
+)
+"""How a server behaves: well, or says nothing after TCP, stops after its banner, speaks no SSH, stops at the login,
+refuses the key, starts no command, stops in mid-output, prints without end, prints all and never closes, or prints
+something else."""
+
+
+class _Server(asyncssh.SSHServer):
+    def __init__(self, owner: SshServer):
+        self._owner = owner
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._owner.connections += 1
+        self._owner.open.add(conn)
+
+    async def begin_auth(self, username: str) -> bool:
+        self._owner.users.append(username)
+        if self._owner.mode == "auth":
+            await asyncio.Event().wait()
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        return True
+
+    async def validate_public_key(self, username: str, key: SSHKey) -> bool:
+        known = self._owner.client_key.get_fingerprint()
+        return self._owner.mode != "refuse" and key.get_fingerprint() == known
+
+    def connection_requested(self, *_: object) -> bool:
+        return True  # a jump host
+
+
+class SshServer:
+    """One server on loopback. Its `mode` may be changed while it runs, but for those that are no SSH at all."""
+
+    def __init__(
+        self, folder: Path, output: Callable[[], bytes] | bytes, mode: str = "ok", host: str = "127.0.0.1"
+    ):
+        self.mode = mode
+        self.host = host
+        self.port = 0
+        self.host_key = asyncssh.generate_private_key("ssh-ed25519")
+        self.client_key = asyncssh.generate_private_key("ssh-ed25519")
+        self.key_file = folder / "client.key"
+        self.client_key.write_private_key(self.key_file)
+        self.key_file.chmod(0o600)
+        self.connections = 0
+        self.sessions = 0
+        self.most_at_once = 0
+        self.commands: list[str] = []
+        self.users: list[str] = []
+        self.open: set[asyncssh.SSHServerConnection] = set()
+        self._at_once = 0
+        self._output = output if callable(output) else lambda: output
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._ended: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> SshServer:
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._ended is not None
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(10)
+
+    @property
+    def known_hosts_line(self) -> str:
+        """For a host called web-1."""
+        return f"web-1 {self.host_key.export_public_key().decode().strip()}"
+
+    def target(self, timeout: float = 3.0, **changes: object) -> Target:
+        """How the server is reached, as the host web-1."""
+        fields: dict[str, object] = {
+            "host": 1,
+            "host_id": "6ba7b810-9dad-41d1-80b4-00c04fd430c8",
+            "name": "web-1",
+            "address": self.host,
+            "port": self.port,
+            "user": "monitor",
+            "keys": (self.key_file,),
+            "agent": None,
+            "jump": (),
+            "interval": 30.0,
+            "timeout": timeout,
+            "options": {},
+        }
+        return Target(**{**fields, **changes})  # type: ignore[arg-type]
+
+    def disconnect(self) -> None:
+        """Cut every connection, as an idle timeout of the other side does."""
+        self._loop.call_soon_threadsafe(lambda: [conn.abort() for conn in tuple(self.open)])
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._ended = asyncio.Event()
+        if self.mode in ("silent", "banner", "garbage"):
+            server: asyncio.Server | asyncssh.SSHAcceptor = await asyncio.start_server(
+                self._misbehave, self.host, 0
+            )
+            assert isinstance(server, asyncio.Server)
+            self.port = server.sockets[0].getsockname()[1]
+        else:
+            server = await asyncssh.listen(
+                self.host,
+                0,
+                server_factory=lambda: _Server(self),
+                server_host_keys=[self.host_key],
+                process_factory=self._process,
+                encoding=None,
+            )
+            self.port = server.get_port()
+        self._ready.set()
+        await self._ended.wait()
+        server.close()
+        await server.wait_closed()
+        for conn in tuple(self.open):
+            conn.abort()
+        await asyncio.sleep(0)
+
+    async def _misbehave(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        if self.mode == "banner":
+            writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
+        elif self.mode == "garbage":
+            writer.write(b"220 mail.example ESMTP\r\n" * 100)
+        assert self._ended is not None
+        await self._ended.wait()
+        writer.transport.abort()
+
+    async def _process(self, process: SSHServerProcess[bytes]) -> None:
+        self.sessions += 1
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        self.commands.append(process.command or "")
+        try:
+            await self._answer(process)
+        finally:
+            self._at_once -= 1
+
+    async def _answer(self, process: SSHServerProcess[bytes]) -> None:
+        output = self._output()
+        if self.mode == "stall":
+            process.stdout.write(output[: len(output) // 2])
+            await asyncio.Event().wait()
+        while self.mode == "huge":
+            process.stdout.write(b"x" * 10_000 + b"\n")
+            await process.stdout.drain()
+        if self.mode == "nologin":
+            process.stdout.write(b"This account is currently not available.\n")
+            process.exit(1)
+            return
+        process.stdout.write(output)
+        if self.mode == "open":
+            await asyncio.Event().wait()
+        process.exit(0)
+
+
+def real_output() -> bytes:
+    """What the probe prints on this machine."""
+    import subprocess
+
+    done = subprocess.run(["/bin/sh", "-s"], input=probe.SCRIPT, capture_output=True, check=True, timeout=30)
+    return done.stdout
