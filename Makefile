@@ -4,16 +4,18 @@ PYTHON ?= python3
 SECONDS ?=
 # How long the soak runs, in minutes.
 MINUTES ?= 30
+# How many machines the lab has.
+N ?= 3
 # One test process per core, a file's tests in the same one, in the order that tests/conftest.py gives.
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 
 export PYTHON
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test soak check proto lock bench fuzz clean
+.PHONY: help demo test lab lab-down lab-test soak check proto lock bench fuzz clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: ## a collector, this machine and 20 simulated hosts, live (SECONDS=20: end by itself)
 	@sh tools/venv.sh collector
@@ -23,6 +25,20 @@ test: ## install what is missing, check and run all tests
 	@sh tools/packages.sh
 	@$(MAKE) check
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lab: ## real machines with systemd and sshd, which stay until make lab-down (N=5; as root)
+	@sh tools/packages.sh lab
+	@sh tools/venv.sh dev
+	@.venv/bin/python -m tests.lab up $(N)
+
+lab-down: ## end the machines of make lab
+	@.venv/bin/python -m tests.lab down
+
+lab-test: ## run the tests on real machines (as root)
+	@sh tools/packages.sh lab
+	@sh tools/venv.sh dev
+	@.venv/bin/python -m tests.lab rootfs
+	@.venv/bin/python -m pytest tests/lab $(LAB_ARGS)
 
 soak: ## 200 agents and every fault there is, at random; then a ledger is compared (MINUTES=30)
 	@sh tools/packages.sh

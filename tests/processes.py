@@ -19,6 +19,7 @@ import pytest
 
 from bench.enrolled_host import Enroller
 from collector.cli.main import run
+from collector.store.store import Store, open_store
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
@@ -198,6 +199,10 @@ class Site:
     def upgrade(self) -> None:
         """Make the schema, by the account that may."""
         self._inside({**self._common_settings, "FLEETPULSE_DATABASE": self.upgrade_url}, "db", "upgrade")
+
+    def open_store(self) -> Store:
+        """The site's database, as its collector uses it; to be closed."""
+        return open_store(self.database_url, pool_size=1)
 
     @staticmethod
     def _inside(values: dict[str, str], *arguments: str) -> str:

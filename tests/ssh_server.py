@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -38,7 +39,11 @@ class _Server(asyncssh.SSHServer):
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._owner.connections += 1
+        self._conn = conn
         self._owner.open.add(conn)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._owner.open.discard(self._conn)
 
     async def begin_auth(self, username: str) -> bool:
         self._owner.users.append(username)
@@ -61,10 +66,15 @@ class SshServer:
     """One server on loopback. Its `mode` may be changed while it runs, but for those that are no SSH at all."""
 
     def __init__(
-        self, folder: Path, output: Callable[[], bytes] | bytes, mode: str = "ok", host: str = "127.0.0.1"
+        self,
+        folder: Path,
+        output: Callable[[], bytes] | bytes,
+        mode: str = "ok",
+        addresses: Sequence[str] = ("127.0.0.1",),
     ):
         self.mode = mode
-        self.host = host
+        self.addresses = addresses
+        """Each is a host of its own, all with one key and on one port."""
         self.port = 0
         self.host_key = asyncssh.generate_private_key("ssh-ed25519")
         self.client_key = asyncssh.generate_private_key("ssh-ed25519")
@@ -72,12 +82,14 @@ class SshServer:
         self.client_key.write_private_key(self.key_file)
         self.key_file.chmod(0o600)
         self.connections = 0
-        self.sessions = 0
-        self.most_at_once = 0
+        self.sessions: Counter[str] = Counter()
+        """Commands run, by the address."""
+        self.at_once: Counter[str] = Counter()
+        self.most_at_once: Counter[str] = Counter()
+        self.most_in_all = 0
         self.commands: list[str] = []
         self.users: list[str] = []
         self.open: set[asyncssh.SSHServerConnection] = set()
-        self._at_once = 0
         self._output = output if callable(output) else lambda: output
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -107,7 +119,7 @@ class SshServer:
             "host": 1,
             "host_id": "6ba7b810-9dad-41d1-80b4-00c04fd430c8",
             "name": "web-1",
-            "address": self.host,
+            "address": self.addresses[0],
             "port": self.port,
             "user": "monitor",
             "keys": (self.key_file,),
@@ -129,26 +141,28 @@ class SshServer:
 
     async def _serve(self) -> None:
         self._ended = asyncio.Event()
-        if self.mode in ("silent", "banner", "garbage"):
-            server: asyncio.Server | asyncssh.SSHAcceptor = await asyncio.start_server(
-                self._misbehave, self.host, 0
-            )
-            assert isinstance(server, asyncio.Server)
-            self.port = server.sockets[0].getsockname()[1]
-        else:
-            server = await asyncssh.listen(
-                self.host,
-                0,
-                server_factory=lambda: _Server(self),
-                server_host_keys=[self.host_key],
-                process_factory=self._process,
-                encoding=None,
-            )
-            self.port = server.get_port()
+        servers: list[asyncio.Server | asyncssh.SSHAcceptor] = []
+        for address in self.addresses:
+            if self.mode in ("silent", "banner", "garbage"):
+                raw = await asyncio.start_server(self._misbehave, address, self.port)
+                self.port = raw.sockets[0].getsockname()[1]
+                servers.append(raw)
+            else:
+                server = await asyncssh.listen(
+                    address,
+                    self.port,
+                    server_factory=lambda: _Server(self),
+                    server_host_keys=[self.host_key],
+                    process_factory=self._process,
+                    encoding=None,
+                )
+                self.port = server.get_port()
+                servers.append(server)
         self._ready.set()
         await self._ended.wait()
-        server.close()
-        await server.wait_closed()
+        for server in servers:
+            server.close()
+            await server.wait_closed()
         for conn in tuple(self.open):
             conn.abort()
         await asyncio.sleep(0)
@@ -164,14 +178,16 @@ class SshServer:
         writer.transport.abort()
 
     async def _process(self, process: SSHServerProcess[bytes]) -> None:
-        self.sessions += 1
-        self._at_once += 1
-        self.most_at_once = max(self.most_at_once, self._at_once)
+        address = process.get_extra_info("sockname")[0]
+        self.sessions[address] += 1
+        self.at_once[address] += 1
+        self.most_at_once[address] = max(self.most_at_once[address], self.at_once[address])
+        self.most_in_all = max(self.most_in_all, self.at_once.total())
         self.commands.append(process.command or "")
         try:
             await self._answer(process)
         finally:
-            self._at_once -= 1
+            self.at_once[address] -= 1
 
     async def _answer(self, process: SSHServerProcess[bytes]) -> None:
         output = self._output()

@@ -1,6 +1,9 @@
 #!/bin/sh
 # Install the Debian packages that the checks and tests need and that are missing here.
 #
+#   tools/packages.sh          for the checks and tests
+#   tools/packages.sh lab      + for machines of a lab
+#
 # As root or with a sudo that asks nothing; otherwise this says what to install and goes on, because
 # what needs the missing part is then skipped. Under CI=true a missing part is a failure.
 set -eu
@@ -8,6 +11,7 @@ set -eu
 cd "$(dirname "$0")/.."
 . tools/python.sh
 
+purpose=${1:-tests}
 missing=
 
 need() {
@@ -31,7 +35,17 @@ list_missing() {
     has_command faketime || need faketime
     has_command npm || need npm
     has_command shellcheck || need shellcheck
+    has_command busybox || need busybox
     has_command strace || need strace
+    has_command ssh || need openssh-client
+    # On a machine in use it would begin to listen: only where nothing is started, or on CI.
+    has_command sshd || { [ -d /run/systemd/system ] && [ "${CI:-}" != true ]; } || need openssh-server
+    has_command ip || need iproute2
+    has_command iptables || need iptables
+    if [ "$purpose" = lab ]; then
+        has_command debootstrap || need debootstrap
+        has_command systemd-nspawn || need systemd-container
+    fi
     find_python || return
     has_venv || need "$(debian_part venv)"
     "$PYTHON" -c 'import os, sys, sysconfig
@@ -48,7 +62,8 @@ give_up() {
 
 if ! is_debian; then
     echo "packages: not a Debian system: the tests use what is here of" \
-        "mariadbd, the MariaDB client headers, a C compiler, faketime, npm, shellcheck and strace" >&2
+        "mariadbd, the MariaDB client headers, a C compiler, faketime, npm, shellcheck, strace," \
+        "OpenSSH, iproute2 and iptables" >&2
     exit 0
 fi
 

@@ -18,12 +18,14 @@ from fleetpulse.model import Facts, Report
 class Door:
     """Admits reports to the writers. Belongs to one event loop, the running one; each loop has its own.
 
-    `limit` is how many reports may be between admission and commit.
+    `limit` is how many reports may be between admission and commit. For `gather` seconds items are held back,
+    so that many are committed at once, where nobody is in a hurry.
     """
 
-    def __init__(self, writers: Writers, limit: int):
+    def __init__(self, writers: Writers, limit: int, gather: float = 0.0):
         self.gate = Gate(limit)
         self._loop = asyncio.get_running_loop()
+        self._gather = gather
         self._writers = writers
         self._outbox: list[tuple[Writer, Submitted]] = []
         writers.answer_in(self._loop, self.gate.leave)
@@ -84,7 +86,10 @@ class Door:
         writer = self._writers.of(host_id)
         if not self._outbox:
             # What arrives in one turn of the loop wakes each writer once.
-            self._loop.call_soon(self._flush)
+            if self._gather:
+                self._loop.call_later(self._gather, self._flush)
+            else:
+                self._loop.call_soon(self._flush)
         self._outbox.append((writer, item))
         # The writer counts it off, whether or not this stream is still there. But what it has not begun
         # with when the stream ends is taken back: after an outage it would be in the way of the living.

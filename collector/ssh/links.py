@@ -10,7 +10,7 @@ import asyncssh
 
 from collector.core.diagnosis import DiagnosisKind
 from collector.ssh import probe
-from collector.ssh.connection import Dialer
+from collector.ssh.connection import Dialer, OnStage
 from collector.ssh.failure import ProbeFailure
 from collector.ssh.session import Answer, Connection
 from collector.ssh.target import Target
@@ -34,7 +34,9 @@ class Links:
     def __len__(self) -> int:
         return len(self._kept)
 
-    async def ask(self, target: Target, *, with_agent: bool = False) -> Answer:
+    async def ask(
+        self, target: Target, *, with_agent: bool = False, on_stage: OnStage = lambda _stage, _text: None
+    ) -> Answer:
         """What the probe prints on a host, within its timeout. Raises ProbeFailure."""
         if not target.keys and target.agent is None:
             text = "nothing to log in with: set ssh.keys or ssh.agent, or give the host a key"
@@ -46,7 +48,7 @@ class Links:
             answer = await self._ask_again(kept, target, deadline, with_agent=with_agent)
             if answer is not None:
                 return answer
-        connection = await self.dialer.dial(target)
+        connection = await self.dialer.dial(target, on_stage)
         try:
             async with asyncio.timeout_at(deadline):
                 answer = await _run(connection, target, with_agent=with_agent)

@@ -319,7 +319,7 @@ def _from_df(row: _DfRow) -> Space:
 
 def _problem(words: list[bytes]) -> str:
     status = words[0] if words else b""
-    if status in (b"timeout", b"hangs"):
+    if status == b"timeout":
         return f"did not answer within {number(words[1]) if len(words) > 1 else math.nan:g} s"
     if status == b"stuck":
         return "not asked, as an earlier probe still hangs in it"

@@ -12,6 +12,9 @@ LC_ALL=C
 export PATH LC_ALL
 newline='
 '
+second=1
+# What `wait` says when SIGALRM (14) ends it.
+woken=142
 # The same patterns as in fleetpulse/machine/filesystem.py: what the check `filesystem` leaves out,
 # and what hangs when another machine does.
 not_real='autofs|binfmt_misc|bpf|cgroup*|configfs|debugfs|devfs|devpts|devtmpfs|efivarfs|fuse.gvfsd-fuse|fuse.lxcfs|fuse.portal|fusectl|hugetlbfs|mqueue|nsfs|proc|pstore|ramfs|resctrl|rpc_pipefs|securityfs|selinuxfs|sysfs|tmpfs|tracefs|erofs|fuse.snapfuse|iso9660|squashfs|udf|aufs|overlay'
@@ -23,29 +26,40 @@ section() {
     printf '\n== %s\n' "$1"
 }
 
-# limited SECONDS COMMAND...: runs one program, at most that long. A guard kills it and wakes this
-# shell, so that even one that cannot be killed, as it waits for a dead server, holds up nothing.
+# Wakes this shell once a second while something is waited for. It ends with the shell, too.
+guard() {
+    # Not TERM: between fork and exec the new process still has this trap, which would take it.
+    trap 'kill -KILL "$!"; exit' TERM
+    while :; do
+        sleep "$second" &
+        wait "$!"
+        kill -ALRM "$$" || exit
+    done
+}
+
+# limited SECONDS COMMAND...: runs one program, at most about that long. Even one that cannot be killed,
+# as it waits for a dead server, holds up nothing.
 limited() {
     limit=$1
     shift
     "$@" &
     job=$!
-    (
-        # Not TERM: between fork and exec the new process still has this shell's trap, which takes it.
-        trap '[ "$!" = "$job" ] || kill -KILL "$!"; exit' TERM
-        sleep "$limit" &
-        wait "$!"
-        kill -KILL "$job"
-        kill -ALRM "$$"
-    ) >/dev/null &
-    guard=$!
-    wait "$job"
-    status=$?
-    kill "$guard"
-    wait "$guard"
+    ticks=0
+    while
+        wait "$job"
+        status=$?
+        [ "$status" = "$woken" ]
+    do
+        ticks=$((ticks + 1))
+        if [ "$ticks" -gt "$limit" ]; then
+            break
+        elif [ "$ticks" -eq "$limit" ]; then
+            kill -KILL "$job"
+        fi
+    done
+    job=
     case $status in
-        137) status='timeout' ;;
-        142) status='hangs' ;;
+        137 | "$woken") status='timeout' ;;
     esac
 }
 
@@ -284,7 +298,7 @@ agent() {
     section agent
     [ -d /run/systemd/system ] || return
     case $status in
-        timeout | hangs) return ;; # a manager that did not answer just now
+        timeout) return ;; # a manager that did not answer just now
     esac
     limited 2 systemctl show fleetpulse-agent.service -p LoadState -p ActiveState -p SubState -p Result \
         -p ExecMainCode -p ExecMainStatus -p NRestarts -p StateChangeTimestamp -p ActiveEnterTimestamp \
@@ -297,8 +311,12 @@ main() {
     # Some shells say later, and elsewhere, whom they saw die.
     exec 2>/dev/null
     cd /
-    trap : ALRM
     unset IFS
+    job=
+    trap '[ -z "$job" ] || kill -KILL "$job"; exit 1' HUP INT TERM
+    trap : ALRM
+    guard >/dev/null &
+    guard=$!
     status=0
     echo 'fleetpulse-probe 1'
     section system
@@ -314,6 +332,7 @@ main() {
     case "${1-} ${SSH_ORIGINAL_COMMAND-}" in
         'agent '* | *' agent') agent ;;
     esac
+    kill "$guard"
     section end
 }
 

@@ -20,6 +20,7 @@ from collector.store.ssh_shares import Poller
 from collector.store.store import Store
 
 _IN_FLIGHT = 2_000  # reports between a poll and its commit
+_GATHER = 0.25  # seconds: a commit costs as much as a poll, and reports of half a minute do not spoil by that
 
 log = structlog.get_logger()
 
@@ -64,7 +65,7 @@ class SshService(threading.Thread):
         poller = SshPoller(
             self._config,
             self._store,
-            Door(self._writers, _IN_FLIGHT),
+            Door(self._writers, _IN_FLIGHT, _GATHER),
             Poller(self._config.name, uuid.uuid4().hex),
             self._now,
             lambda error: self._health.note(error, "ssh"),

@@ -85,7 +85,7 @@ class Resolver:
             settings.address or host.address or host.name,
             settings.port or 22,
             settings.user or self._user,
-            (Path(settings.key),) if settings.key else site.keys,
+            (_key_file(settings.key),) if settings.key else site.keys,
             site.agent,
             parse_jump("" if settings.jump == "none" else settings.jump),
             settings.interval / 1000,
@@ -122,6 +122,14 @@ class Resolver:
 def parse_jump(text: str) -> tuple[Hop, ...]:
     """From [USER@]HOST[:PORT] or several with commas, the first hop first; a checked setting."""
     return tuple(_hops(text.split(","))) if text else ()
+
+
+def _key_file(text: str) -> Path:
+    """Inventories write ~, which is the home of the collector's user here."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # of nobody whom this machine knows
+        return Path(text)
 
 
 def _hops(parts: Iterable[str]) -> Iterable[Hop]:

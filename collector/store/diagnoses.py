@@ -100,19 +100,6 @@ def load_diagnoses(tx: Transaction, hosts: Collection[int]) -> dict[int, StoredD
     return {row[0]: _stored(row) for row in rows}
 
 
-def load_failures(tx: Transaction, polled: Collection[int]) -> dict[int, StoredDiagnosis]:
-    """Why hosts that are polled could not be asked last, as their check `ssh` says; `probed_at` is not known."""
-    query = "SELECT host, since, message FROM check_state WHERE name = 'ssh' AND instance = '' AND state > 0"
-    found = {}
-    for host, since, message in of_hosts(tx, query, polled):
-        kind, _, evidence = message.partition(": ")
-        try:
-            found[host] = StoredDiagnosis(host, DiagnosisKind(kind), evidence, 0, since, 0, 0)
-        except ValueError:  # a check of somebody else's
-            continue
-    return found
-
-
 def load_neighbours(tx: Transaction) -> list[Neighbour]:
     """Every host with an address, and when it was heard by whatever means."""
     rows = tx.query(

@@ -55,7 +55,9 @@ def take_shares(tx: Transaction, me: Poller, now: int) -> frozenset[int]:
     # Of a number that does not divide evenly, the first pollers get one more.
     fair = SHARES // len(live) + (live.index(me.run) < SHARES % len(live))
     held = [share for share, run, _ in rows if run == me.run]
-    surplus = held[fair:]
+    # Every so many, not those at the end: hosts are numbered in order, and so are their shares.
+    excess = max(0, len(held) - fair)
+    surplus = [held[turn * len(held) // excess] for turn in range(excess)]
     free = [share for share, run, until in rows if run != me.run and until <= now]
     kept = [share for share in held if share not in surplus]
     taken = free[: max(0, fair - len(kept))]

@@ -1,0 +1,32 @@
+"""One connection pool for the whole script, it seems: opened before the fork, every process has a copy.
+
+The copies share their sockets. 32 connections is the most that a pool of mysql-connector may have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mysql.connector.pooling import MySQLConnectionPool
+
+from bench.old_scripts import script
+
+pool: Any = None
+
+
+def open_pool() -> None:
+    global pool
+    pool = MySQLConnectionPool(pool_name="script", pool_size=32, **script.database)
+
+
+def check(host: script.Host) -> None:
+    status = script.poll(host)
+    connection = pool.get_connection()
+    try:
+        script.save(connection, host, status)
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    script.run(check, prepare=open_pool)
