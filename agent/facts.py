@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
 from agent.checks.disk import is_physical
-from agent.checks.network import NetworkOptions, select
-
-MAX_FACT = 4_000
-"""Characters of one fact: below what the collector accepts."""
-MAX_DISKS = 200
-
-# Python's names of processors in OpenTelemetry's words for host.arch.
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm32", "armv6l": "arm32"}
-_ARCHITECTURES |= {"i386": "x86", "i486": "x86", "i586": "x86", "i686": "x86", "ppc64le": "ppc64"}
-# Vendor and model, as the firmware has them, of the usual hypervisors.
-_HYPERVISORS = {
-    "kvm": "kvm",
-    "qemu": "kvm",
-    "openstack": "kvm",
-    "vmware": "vmware",
-    "virtualbox": "virtualbox",
-    "microsoft corporation virtual machine": "hyperv",
-    "xen": "xen",
-    "bochs": "bochs",
-    "parallels": "parallels",
-    "google compute": "google",
-    "amazon ec2": "aws",
-    "bhyve": "bhyve",
-}
-# Flags in /proc/net/if_inet6 (linux/if_addr.h) of addresses that come and go by themselves:
-# temporary, deprecated, tentative, and those that failed duplicate detection.
-_UNSTEADY = 0x01 | 0x20 | 0x40 | 0x08
+from fleetpulse.machine.facts import (
+    MAX_DISKS,
+    architecture,
+    complete,
+    disk,
+    joined_addresses,
+    joined_macs,
+    parse_cpuinfo,
+    parse_memory_size,
+    parse_os_release,
+    steady_ipv6,
+    virtualization,
+)
+from fleetpulse.machine.network import select
+from fleetpulse.model import Facts
 
 
-def collect_facts(
-    proc: Path = Path("/proc"), sys: Path = Path("/sys"), etc: Path = Path("/etc")
-) -> dict[str, str]:
+def collect_facts(proc: Path = Path("/proc"), sys: Path = Path("/sys"), etc: Path = Path("/etc")) -> Facts:
     """The machine under OpenTelemetry's resource names, sorted; what cannot be found out is left out.
 
     Sizes are in bytes. Reads a few small files; not for every report.
@@ -54,7 +39,7 @@ def collect_facts(
         "os.type": "linux",
         **parse_os_release(_head(etc / "os-release")),
         "os.kernel.release": system.release,
-        "host.arch": _ARCHITECTURES.get(system.machine, system.machine),
+        "host.arch": architecture(system.machine),
         "host.cpu.model.name": cpu.get("model name")
         or cpu.get("Model")
         or _line(sys / "firmware/devicetree/base/model"),
@@ -68,88 +53,23 @@ def collect_facts(
         **_disks(sys / "block"),
         **_addresses(_head(proc / "net/if_inet6", size=1 << 20)),
     }
-    return {name: _cut(value) for name, value in sorted(facts.items()) if value}
-
-
-def parse_cpuinfo(text: str) -> dict[str, str]:
-    """The fields of the first processor in /proc/cpuinfo and, on ARM, of the board after the last."""
-    fields: dict[str, str] = {}
-    for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        if colon:
-            fields.setdefault(name.strip(), " ".join(value.split()))
-    return fields
-
-
-def parse_os_release(text: str) -> dict[str, str]:
-    """From /etc/os-release (man 5 os-release)."""
-    fields = {}
-    for line in text.splitlines():
-        name, equals, value = line.partition("=")
-        if equals:
-            fields[name.strip()] = value.strip().strip("\"'")
-    return {
-        "os.description": fields.get("PRETTY_NAME", ""),
-        "os.name": fields.get("NAME", ""),
-        "os.version": fields.get("VERSION_ID", ""),
-    }
-
-
-def parse_memory_size(text: str) -> str:
-    """MemTotal of /proc/meminfo in bytes; empty if it is not there."""
-    for line in text.splitlines():
-        if line.startswith("MemTotal:"):
-            return str(int(line.split()[1]) * 1024)
-    return ""
-
-
-def virtualization(vendor: str, model: str, has_hypervisor: bool) -> str:
-    """The kind of virtual machine, "unknown" if it is one of another kind, "none" if it is none."""
-    firmware = f"{vendor} {model}".lower()
-    for sign, kind in _HYPERVISORS.items():
-        if sign in firmware and not (kind == "aws" and "metal" in firmware):
-            return kind
-    return "unknown" if has_hypervisor else "none"
-
-
-def steady_ipv6(if_inet6: str) -> Iterator[tuple[str, str]]:
-    """(interface, address) from /proc/net/if_inet6, without the addresses that change by themselves."""
-    for line in if_inet6.splitlines():
-        digits, _index, _prefix, _scope, flags, interface = line.split()
-        if not int(flags, 16) & _UNSTEADY:
-            yield interface, str(ipaddress.IPv6Address(int(digits, 16)))
-
-
-def joined_addresses(addresses: Iterable[str]) -> str:
-    """Sorted by number, IPv4 first, without those that mean nothing to other machines."""
-    parsed = {ipaddress.ip_address(address) for address in addresses}
-    global_ones = [a for a in parsed if not (a.is_loopback or a.is_link_local or a.is_unspecified)]
-    return ",".join(str(a) for a in sorted(global_ones, key=lambda a: (a.version, int(a))))
-
-
-def joined_macs(addresses: Iterable[str]) -> str:
-    """Sorted, in the form that OpenTelemetry asks for (IEEE RA: AC-DE-48-23-45-67)."""
-    macs = {address.upper().replace(":", "-") for address in addresses}
-    return ",".join(sorted(mac for mac in macs if mac.strip("0-")))
+    return complete(facts)
 
 
 def _disks(block_devices: Path) -> dict[str, str]:
     if not block_devices.is_dir():
         return {}
-    facts = {}
+    facts: dict[str, str] = {}
     names = sorted(path.name for path in block_devices.iterdir())
     for name in [name for name in names if is_physical(block_devices, name)][:MAX_DISKS]:
-        sectors = _line(block_devices / name / "size")
-        # A sector is 512 bytes here, whatever the disk's own are; 0 is a drive without a medium.
-        if sectors.isdecimal() and int(sectors):
-            facts[f"host.disk.{name}"] = str(int(sectors) * 512)
-            facts[f"host.disk.{name}.model"] = _line(block_devices / name / "device/model")
+        device = block_devices / name
+        facts |= disk(name, _line(device / "size"), _line(device / "device/model"))
     return facts
 
 
 def _addresses(if_inet6: str) -> dict[str, str]:
     interfaces = psutil.net_if_addrs()
-    names = set(select(interfaces, NetworkOptions().exclude))
+    names = set(select(interfaces))
     families: Mapping[int, list[str]] = {socket.AF_INET: [], psutil.AF_LINK: []}
     for name in names:
         for address in interfaces[name]:
@@ -173,8 +93,3 @@ def _head(path: Path, size: int = 8192) -> str:
 
 def _line(path: Path) -> str:
     return " ".join(_head(path).replace("\0", " ").split())
-
-
-def _cut(text: str) -> str:
-    """Whole elements of a long list only: half an address would be a wrong one."""
-    return text if len(text) <= MAX_FACT else text[:MAX_FACT].rpartition(",")[0] or text[:MAX_FACT]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from agent.checks import ChecksConfig, create_checks
-from agent.report import ReportBuilder
 from agent.runner import Runner
+from fleetpulse.content import ReportBuilder
 from fleetpulse.model import CheckResult, Layout
 
 

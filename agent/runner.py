@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from agent.checks import ConfiguredCheck, InstanceCheck, NoData, TableCheck
-from agent.outcome import CheckOutcome, Failure, Reading
+from agent.checks import ConfiguredCheck, InstanceCheck, TableCheck
+from fleetpulse.outcome import CheckOutcome, Failure, NoData, Reading
 
 PATIENCE = 0.05
 """Seconds that a queue may stand still before another worker helps."""

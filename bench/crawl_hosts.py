@@ -32,6 +32,8 @@ from typing import Any
 
 import asyncssh
 
+from collector.ssh.probe import SCRIPT
+
 PROBE = Path(__file__).parents[1] / "collector" / "ssh" / "probe.sh"
 USER = "fleet"
 _PLAIN = ("uptime", "df -P", "cat /proc/meminfo", "cat /proc/loadavg")
@@ -172,13 +174,17 @@ class Lab:
 
 
 class _Session(asyncssh.SSHServerSession[bytes]):
-    """One command: its answer, at once, or when a script that comes on standard input has come."""
+    """One command: its answer, at once, or when a script that comes on standard input has come.
+
+    A script goes on to answer each line, as the probe does.
+    """
 
     def __init__(self, lab: Lab, host: Host):
         self._lab = lab
         self._host = host
         self._channel: asyncssh.SSHServerChannel[bytes] | None = None
         self._command = ""
+        self._missing = len(SCRIPT)
 
     def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
         self._channel = chan
@@ -192,10 +198,13 @@ class _Session(asyncssh.SSHServerSession[bytes]):
         if not _READS_INPUT.fullmatch(self._command.strip()):
             self._answer()
 
-    def eof_received(self) -> bool:
-        if _READS_INPUT.fullmatch(self._command.strip()):
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:  # noqa: ARG002 - as in asyncssh
+        if self._missing > 0:
+            self._missing -= len(data)
+            if self._missing <= 0:
+                self._answer()
+        elif data.endswith(b"\n"):
             self._answer()
-        return True
 
     def _answer(self) -> None:
         assert self._channel is not None
@@ -205,8 +214,9 @@ class _Session(asyncssh.SSHServerSession[bytes]):
             self._channel.write(text[: len(text) // 2])
             return
         self._channel.write(text)
-        self._channel.exit(0)
-        if plain is None:
+        if plain is not None:
+            self._channel.exit(0)
+        else:
             self._host.seen.polls.append(time.monotonic())
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncssh names it so
@@ -230,7 +240,9 @@ class _Server(asyncssh.SSHServer):
 
 
 def _output(command: str) -> bytes:
-    return subprocess.run(["sh", "-c", command], capture_output=True, check=False, timeout=30).stdout
+    return subprocess.run(
+        ["sh", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30
+    ).stdout
 
 
 def _identities() -> list[bytes]:

@@ -83,7 +83,7 @@ class SshServer:
         self.key_file.chmod(0o600)
         self.connections = 0
         self.sessions: Counter[str] = Counter()
-        """Commands run, by the address."""
+        """Answers given, by the address."""
         self.at_once: Counter[str] = Counter()
         self.most_at_once: Counter[str] = Counter()
         self.most_in_all = 0
@@ -179,15 +179,20 @@ class SshServer:
 
     async def _process(self, process: SSHServerProcess[bytes]) -> None:
         address = process.get_extra_info("sockname")[0]
-        self.sessions[address] += 1
-        self.at_once[address] += 1
-        self.most_at_once[address] = max(self.most_at_once[address], self.at_once[address])
-        self.most_in_all = max(self.most_in_all, self.at_once.total())
         self.commands.append(process.command or "")
-        try:
-            await self._answer(process)
-        finally:
-            self.at_once[address] -= 1
+        await process.stdin.readexactly(len(probe.SCRIPT))
+        while True:
+            self.sessions[address] += 1
+            self.at_once[address] += 1
+            self.most_at_once[address] = max(self.most_at_once[address], self.at_once[address])
+            self.most_in_all = max(self.most_in_all, self.at_once.total())
+            try:
+                await self._answer(process)
+            finally:
+                self.at_once[address] -= 1
+            if self.mode == "once" or not await process.stdin.readline():
+                break
+        process.exit(0)
 
     async def _answer(self, process: SSHServerProcess[bytes]) -> None:
         output = self._output()
@@ -197,14 +202,9 @@ class SshServer:
         while self.mode == "huge":
             process.stdout.write(b"x" * 10_000 + b"\n")
             await process.stdout.drain()
-        if self.mode == "nologin":
-            process.stdout.write(b"This account is currently not available.\n")
-            process.exit(1)
-            return
-        process.stdout.write(output)
-        if self.mode == "open":
-            await asyncio.Event().wait()
-        process.exit(0)
+        process.stdout.write(
+            b"This account is currently not available.\n" if self.mode == "nologin" else output
+        )
 
 
 def real_output() -> bytes:

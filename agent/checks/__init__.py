@@ -8,7 +8,7 @@ A check takes one of three shapes:
 * an `InstanceCheck`, which lists its instances and measures each on its own, so that one that hangs
   takes down only itself.
 
-Raising `NoData` leaves a check (or one instance) out; any other exception makes it UNKNOWN.
+Raising `fleetpulse.outcome.NoData` leaves a check (or one instance) out; any other exception makes it UNKNOWN.
 """
 
 from __future__ import annotations
@@ -21,15 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 
-from agent.outcome import Reading
 from fleetpulse.config import Duration
+from fleetpulse.outcome import Reading
 
 MIN_TIMEOUT = 0.05
 """Seconds; with less, a machine that is merely busy would fail its checks."""
-
-
-class NoData(Exception):
-    """The machine has nothing of the kind that the check looks at, which is no error."""
 
 
 class CheckOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

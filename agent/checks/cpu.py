@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 
 import psutil
 
 from agent.checks import CheckOptions, SingleCheck, check
-from agent.outcome import Values
-from fleetpulse.model import Measurement
-
-_COUNT = Measurement("system.cpu.logical.count", "{cpu}")
-_BUSY = Measurement("system.cpu.utilization", "1")
-# OpenTelemetry's modes and the fields of `man 5 proc_stat` in them. Time in guests is part of user
-# and nice already.
-_MODES: Mapping[str, tuple[str, ...]] = {
-    "user": ("user",),
-    "nice": ("nice",),
-    "system": ("system",),
-    "interrupt": ("irq", "softirq"),
-    "steal": ("steal",),
-    "iowait": ("iowait",),
-    "idle": ("idle",),
-}
-# A CPU that waits for I/O is free for other work, so neither of these counts as busy.
-_NOT_BUSY = ("iowait", "idle")
-_SHARES = {
-    mode: Measurement(f"system.cpu.utilization{{cpu.mode={mode}}}", "1") for mode in _MODES if mode != "idle"
-}
+from fleetpulse.machine.cpu import count, seconds_by_mode, shares
+from fleetpulse.outcome import Values
 
 
 @check("cpu")
@@ -43,26 +23,4 @@ class Cpu(SingleCheck):
         """The number of CPUs and the shares; those are NaN the first time."""
         modes = seconds_by_mode(psutil.cpu_times()._asdict())
         before, self._before = self._before, modes
-        return {_COUNT: float(os.cpu_count() or math.nan)} | shares(before, modes)
-
-
-def seconds_by_mode(times: Mapping[str, float]) -> dict[str, float]:
-    """The fields of psutil.cpu_times(), in seconds since boot, as OpenTelemetry's modes."""
-    return {mode: sum(times.get(field, 0.0) for field in fields) for mode, fields in _MODES.items()}
-
-
-def shares(before: Mapping[str, float] | None, after: Mapping[str, float]) -> dict[Measurement, float]:
-    """Utilization, whole and by mode; NaN at first and when no time has been counted.
-
-    The kernel says that idle and iowait may shrink (Documentation/filesystems/proc.rst): no time
-    passed in them then. If another one shrinks, the counters were reset and nothing is known.
-    """
-    spent = {mode: after[mode] - before[mode] for mode in _MODES} if before is not None else {}
-    was_reset = any(seconds < 0 for mode, seconds in spent.items() if mode not in _NOT_BUSY)
-    spent = {mode: max(0.0, seconds) for mode, seconds in spent.items()}
-    total = sum(spent.values())
-    if was_reset or total <= 0:
-        return dict.fromkeys((_BUSY, *_SHARES.values()), math.nan)
-    values = {measurement: spent[mode] / total for mode, measurement in _SHARES.items()}
-    values[_BUSY] = 1 - sum(spent[mode] for mode in _NOT_BUSY) / total
-    return values
+        return {**count(os.cpu_count()), **shares(before, modes)}

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import psutil
 
 from agent.checks import CheckOptions, TableCheck, check
-from agent.checks.rates import TableRates
-from agent.outcome import Values
-from fleetpulse.model import Measurement
-
-_IO_TIME = Measurement("system.disk.io_time", "s/s")
-_READ_BYTES = Measurement("system.disk.io{disk.io.direction=read}", "By/s")
-_WRITE_BYTES = Measurement("system.disk.io{disk.io.direction=write}", "By/s")
-_READS = Measurement("system.disk.operations{disk.io.direction=read}", "{operation}/s")
-_WRITES = Measurement("system.disk.operations{disk.io.direction=write}", "{operation}/s")
+from fleetpulse.machine.disk import REMOVABLE, at_most_all_the_time, parse, select
+from fleetpulse.machine.rates import TableRates
+from fleetpulse.outcome import Values
 
 _BLOCK_DEVICES = Path("/sys/block")
 
@@ -25,7 +18,7 @@ _BLOCK_DEVICES = Path("/sys/block")
 class DiskOptions(CheckOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which disks are left out."""
 
-    exclude: tuple[str, ...] = ("fd[0-9]*", "sr[0-9]*")
+    exclude: tuple[str, ...] = REMOVABLE
     """Patterns of device names such as "sda"."""
 
 
@@ -46,11 +39,8 @@ class Disk(TableCheck):
         if counters.keys() != self._devices:
             self._devices = frozenset(counters)
             self._physical = frozenset(name for name in counters if is_physical(_BLOCK_DEVICES, name))
-        table = {
-            name: parse(counters[name]._asdict())
-            for name in self._physical
-            if not any(fnmatchcase(name, pattern) for pattern in self._exclude)
-        }
+        names = select(self._physical, self._exclude)
+        table = {name: parse(counters[name]._asdict()) for name in names}
         return {name: at_most_all_the_time(values) for name, values in self._rates.update(now, table).items()}
 
 
@@ -61,20 +51,3 @@ def is_physical(block_devices: Path, name: str) -> bool:
     """
     # A slash in a name (cciss/c0d0) is an exclamation mark in sysfs.
     return (block_devices / name.replace("/", "!") / "device").exists()
-
-
-def parse(fields: Mapping[str, float]) -> dict[Measurement, float]:
-    """The counters of one device, from the fields of psutil.disk_io_counters()."""
-    return {
-        _IO_TIME: fields["busy_time"] / 1000,
-        _READ_BYTES: float(fields["read_bytes"]),
-        _WRITE_BYTES: float(fields["write_bytes"]),
-        _READS: float(fields["read_count"]),
-        _WRITES: float(fields["write_count"]),
-    }
-
-
-def at_most_all_the_time(values: Mapping[Measurement, float]) -> Values:
-    """A disk is not busy for more than 1 s/s: what is above comes from the kernel's coarser clock."""
-    busy = values[_IO_TIME]
-    return {**values, _IO_TIME: 1.0 if busy > 1 else busy}

@@ -5,19 +5,11 @@ from __future__ import annotations
 import os
 
 from agent.checks import check
-from agent.outcome import Values
-from fleetpulse.model import Measurement
-
-_LOAD_1M = Measurement("system.cpu.load_average.1m", "{thread}")
-_LOAD_5M = Measurement("system.cpu.load_average.5m", "{thread}")
-_LOAD_15M = Measurement("system.cpu.load_average.15m", "{thread}")
-# What a threshold for machines of any size can look at; hostmetrics calls the option cpu_average.
-_PER_CPU_15M = Measurement("system.cpu.load_average.15m{cpu.average=true}", "{thread}")
+from fleetpulse.machine.load import parse
+from fleetpulse.outcome import Values
 
 
 @check("load")
 def load() -> Values:
     """The kernel's own averages over 1, 5 and 15 minutes, and the last one per CPU."""
-    averages = os.getloadavg()
-    values = dict(zip((_LOAD_1M, _LOAD_5M, _LOAD_15M), averages, strict=True))
-    return {**values, _PER_CPU_15M: averages[2] / (os.cpu_count() or 1)}
+    return parse(os.getloadavg(), os.cpu_count())

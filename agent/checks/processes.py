@@ -9,20 +9,10 @@ from itertools import chain, islice
 from pathlib import Path
 
 from agent.checks import CheckOptions, SingleCheck, check
-from agent.checks.rates import CounterRates
-from agent.outcome import Values
+from fleetpulse.machine.processes import CREATED, count
+from fleetpulse.machine.rates import CounterRates
 from fleetpulse.model import Measurement
-
-_COUNT = Measurement("system.process.count", "{process}")
-_CREATED = Measurement("system.process.created", "{process}/s")
-# The state letters of `man 5 proc_pid_stat` in OpenTelemetry's words; it has none for uninterruptible
-# sleep, which is how a process looks whose disk or server does not answer.
-_STATES = {"R": "running", "S": "sleeping", "I": "sleeping", "D": "blocked", "T": "stopped", "t": "stopped"}
-_STATES |= {"Z": "defunct", "X": "defunct"}
-_BY_STATE = {
-    state: Measurement(f"system.process.count{{process.state={state}}}", "{process}")
-    for state in sorted(set(_STATES.values()))
-}
+from fleetpulse.outcome import Values
 
 
 class ProcessesOptions(CheckOptions, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -53,7 +43,7 @@ class Processes(SingleCheck):
         """The numbers now, and the processes and threads created per second."""
         pids = [name for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 - half the time
         self._states = next_states(self._states, pids, self._max_reads, _read_state)
-        return count(self._states.values()) | self._rates.update(now, {_CREATED: _read_created()})
+        return count(Counter(self._states.values())) | self._rates.update(now, {CREATED: _read_created()})
 
 
 def next_states(
@@ -73,16 +63,6 @@ def next_states(
         if state is not None:
             states[pid] = state
     return states
-
-
-def count(letters: Iterable[str]) -> dict[Measurement, float]:
-    """The number of processes, and of those in each state that has a name."""
-    by_letter = Counter(letters)
-    values = {_COUNT: float(by_letter.total())} | dict.fromkeys(_BY_STATE.values(), 0.0)
-    for letter, number in by_letter.items():
-        if letter in _STATES:
-            values[_BY_STATE[_STATES[letter]]] += number
-    return values
 
 
 def parse_state(stat: bytes) -> str:

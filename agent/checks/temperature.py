@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 import psutil
 
-from agent.checks import CheckOptions, NoData, TableCheck, check
-from agent.outcome import Values
+from agent.checks import CheckOptions, TableCheck, check
 from fleetpulse.model import Measurement
+from fleetpulse.outcome import NoData, Values
 
 _TEMPERATURE = Measurement("hw.temperature", "Cel")
 

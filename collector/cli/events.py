@@ -29,6 +29,8 @@ _STYLES: dict[str, str] = {
     EventKind.DROPPED: "critical",
     EventKind.REMOVED: "critical",
     EventKind.CONFLICT: "critical",
+    EventKind.HOST_KEY_CHANGED: "critical",
+    EventKind.DIAGNOSED: "warning",
     EventKind.REVOKED: "warning",
     EventKind.ENROLMENT_REFUSED: "warning",
 }

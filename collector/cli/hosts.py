@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import click
 
 from collector.cli import options
+from collector.cli.diagnoses import find_current, source
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell
 from collector.cli.session import Session, require_groups
 from collector.cli.times import utc
@@ -18,6 +19,7 @@ from collector.store.certificates import CertificateRow
 from collector.store.collectors import Listening, load_listening
 from collector.store.conflicts import load_conflicts
 from collector.store.reading import HostLine
+from collector.store.ssh_hosts import load_polled_numbers
 from collector.store.store import Transaction
 from fleetpulse.model import State
 
@@ -43,6 +45,7 @@ class Hosts:
     groups: Mapping[int, tuple[str, ...]]
     in_conflict: frozenset[int]
     certificates: Mapping[int, CertificateRow]
+    sources: Mapping[int, str]
 
     @property
     def state(self) -> State:
@@ -52,7 +55,7 @@ class Hosts:
     def page(self, rows: int | None) -> Page:
         """A table."""
         table = Table(
-            ("HOST", "PRESENCE", "STATE", "HEARD", "ADDRESS", "VERSION", "EVERY", "TTL", "GROUPS"),
+            ("HOST", "PRESENCE", "STATE", "HEARD", "ADDRESS", "SOURCE", "VERSION", "EVERY", "TTL", "GROUPS"),
             [self._row(host) for host in self.hosts[:rows]],
         )
         page: list[Line | Table] = [table]
@@ -78,6 +81,7 @@ class Hosts:
                     else None,
                     "address": host.address,
                     "agent_version": host.agent_version,
+                    "source": self.sources[host.host],
                     "interval_seconds": host.interval / 1000,
                     "ttl_seconds": host.ttl / 1000,
                     "groups": self.groups.get(host.host, ()),
@@ -98,6 +102,7 @@ class Hosts:
             state_cell(self.states.get(host.host)),
             Cell(heard),
             Cell(host.address or "-"),
+            Cell(self.sources[host.host]),
             Cell(host.agent_version or "-"),
             Cell(duration(host.interval)),
             Cell(duration(host.ttl)),
@@ -149,6 +154,8 @@ def list_hosts(
     ]
     shown = tuple(matching[:limit])
     numbers = [host.host for host in shown]
+    diagnoses = find_current(tx, (host for host in shown if host.presence(listening) is not Presence.FRESH))
+    polled = load_polled_numbers(tx, numbers)
     return Hosts(
         listening,
         shown,
@@ -157,6 +164,7 @@ def list_hosts(
         reading.load_groups(tx, numbers),
         in_conflict,
         reading.load_current_certificates(tx, numbers) if with_certificates else {},
+        {host: source(diagnoses.get(host), polled=host in polled) for host in numbers},
     )
 
 
@@ -192,7 +200,8 @@ def command(
 ) -> int:
     """List every host: its presence, its worst check, when it was heard, its address and version.
 
-    The state is that of the last report, also of a host that has gone silent since.
+    The state is that of the last report, also of a host that has gone silent since. SOURCE is where
+    it comes from: ssh for a machine without an agent, and while SSH is asked because the agent is silent.
 
     \b
     Examples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from fleetpulse.convert import MAX_GROUPS, MAX_NAME
 
@@ -15,28 +16,43 @@ class InventoryError(Exception):
     """An inventory makes no sense; the text says where and why."""
 
 
+class Machine(NamedTuple):
+    """A machine's groups, and the variables that hold for it, those of its groups included."""
+
+    groups: tuple[str, ...] = ()
+    variables: Mapping[str, object] = {}
+
+
 def parse_inventory(text: str) -> dict[str, tuple[str, ...]]:
-    """The groups of each machine, in the order of the inventory. Raises InventoryError."""
+    """The groups of each machine, whose names can be files' names. Raises InventoryError."""
+    machines = {name: machine.groups for name, machine in parse_machines(text).items()}
+    for name in machines:
+        _check_file_name(name)
+    return machines
+
+
+def parse_machines(text: str) -> dict[str, Machine]:
+    """The machines, in the order of the inventory. Raises InventoryError."""
     machines = _parse_ansible(text) if text.lstrip().startswith("{") else _parse_list(text)
     if not machines:
         raise InventoryError("names no machine")
-    for name, groups in machines.items():
-        _check(name, groups)
+    for name, machine in machines.items():
+        _check(name, machine.groups)
     _check_case(machines)
     return machines
 
 
-def _parse_list(text: str) -> dict[str, tuple[str, ...]]:
-    machines: dict[str, tuple[str, ...]] = {}
+def _parse_list(text: str) -> dict[str, Machine]:
+    machines: dict[str, Machine] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition("#")[0].split()
         if len(words) > 1:
             raise InventoryError(f"line {number}: one name a line, or the JSON of ansible-inventory --list")
-        machines |= dict.fromkeys(words, ())
+        machines |= dict.fromkeys(words, Machine())
     return machines
 
 
-def _parse_ansible(text: str) -> dict[str, tuple[str, ...]]:
+def _parse_ansible(text: str) -> dict[str, Machine]:
     try:
         inventory = json.loads(text)
     except ValueError as error:
@@ -53,7 +69,62 @@ def _parse_ansible(text: str) -> dict[str, tuple[str, ...]]:
                 groups.add(group)
     for name in hostvars:
         groups_of.setdefault(name, set())
-    return {name: tuple(sorted(groups)) for name, groups in groups_of.items()}
+    variables_of = _group_variables(inventory)
+    return {
+        name: Machine(tuple(sorted(groups)), _variables(name, groups, variables_of, hostvars))
+        for name, groups in groups_of.items()
+    }
+
+
+def _group_variables(inventory: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
+    """What --export and many scripts leave with the groups, in the order in which Ansible lets it count.
+
+    The group nearer to the machine wins, and of two that are equally near the later one by name.
+    """
+    found = {}
+    for group, content in inventory.items():
+        variables = content.get("vars", {}) if isinstance(content, dict) else {}
+        if not isinstance(variables, dict):
+            raise InventoryError(f"group {group}: vars is no object")
+        if variables:
+            found[group] = variables
+    if not found:
+        return {}
+    depths = _depths(inventory)
+    return {group: found[group] for group in sorted(found, key=lambda group: (depths[group], group))}
+
+
+def _depths(inventory: Mapping[str, object]) -> dict[str, int]:
+    """How many groups are around each one, on the longest way."""
+    depths = dict.fromkeys(inventory, 0)
+    for _ in inventory:  # as often as the longest way can be; a circle ends there, too
+        deeper = {
+            child: depths[group] + 1
+            for group, content in inventory.items()
+            if isinstance(content, dict)
+            for child in _names(content, "children", group)
+            if child in depths and depths[child] <= depths[group]
+        }
+        if not deeper:
+            break
+        depths |= deeper
+    return {group: 0 if group == "all" else depth + 1 for group, depth in depths.items()}
+
+
+def _variables(
+    name: str,
+    groups: set[str],
+    variables_of: Mapping[str, Mapping[str, object]],
+    hostvars: Mapping[str, object],
+) -> Mapping[str, object]:
+    own = hostvars.get(name, {})
+    if not isinstance(own, dict):
+        raise InventoryError(f"_meta.hostvars of {name} is no object")
+    merged: dict[str, object] = {}
+    for group, variables in variables_of.items():
+        if group in groups or group == "all" or (group == "ungrouped" and not groups):
+            merged |= variables
+    return merged | own
 
 
 def _members(inventory: Mapping[str, object], group: str) -> Iterator[str]:
@@ -79,16 +150,19 @@ def _names(content: Mapping[str, object], key: str, group: str) -> list[str]:
 
 
 def _check(name: str, groups: tuple[str, ...]) -> None:
-    """A name becomes a file's name, and must not lead elsewhere."""
     if name in ("", ".", "..") or "/" in name or not name.isprintable():
         raise InventoryError(f"{name!r} cannot be a machine's name")
-    if len(name.encode(errors="replace")) > _MAX_FILE_NAME or name.startswith("."):
-        raise InventoryError(f"{name!r} cannot be the name of a token's file")
     if len(groups) > MAX_GROUPS:
         raise InventoryError(f"{name} is in {len(groups)} groups; at most {MAX_GROUPS} are possible")
     for group in groups:
         if not 0 < len(group) <= MAX_NAME:
             raise InventoryError(f"{name}: a group's name has 1 to {MAX_NAME} characters, not {len(group)}")
+
+
+def _check_file_name(name: str) -> None:
+    """A name becomes a file's name, and must not lead elsewhere."""
+    if len(name.encode(errors="replace")) > _MAX_FILE_NAME or name.startswith("."):
+        raise InventoryError(f"{name!r} cannot be the name of a token's file")
 
 
 def _check_case(machines: Mapping[str, object]) -> None:

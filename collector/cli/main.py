@@ -15,12 +15,13 @@ from fleetpulse import __version__
 
 # Command: its module and what it does in a few words. Kept here, so that `--help` loads none of them.
 COMMANDS = {
-    "stale": ("collector.cli.stale", "Who is silent, since when."),
+    "stale": ("collector.cli.stale", "Who is silent, since when, and why."),
     "status": ("collector.cli.status", "The fleet at a glance, the worst hosts first."),
     "hosts": ("collector.cli.hosts", "Every host."),
     "show": ("collector.cli.show", "All that is known of one host."),
     "events": ("collector.cli.events", "What changed."),
     "token": ("collector.cli.token", "Let machines enroll: make, list or revoke tokens."),
+    "ssh": ("collector.cli.ssh", "Machines reached over SSH: how, and whom to trust."),
     "rename": ("collector.cli.rename", "Call a host something else."),
     "rebind": ("collector.cli.rebind", "Let a re-imaged machine go on with its history."),
     "revoke": ("collector.cli.revoke", "Accept a host's certificate no more."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -24,6 +24,16 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; 
 group_option = click.option(
     "--group", "groups", multiple=True, metavar="NAME", help="Only hosts of this group; may be repeated."
 )
+
+
+def check_groups(groups: Sequence[str], option: str = "--group") -> None:
+    """Raises click.BadParameter for names that no group can have, or too many of them."""
+    from fleetpulse.convert import MAX_GROUPS, MAX_NAME
+
+    if len(groups) > MAX_GROUPS:
+        raise click.BadParameter(f"at most {MAX_GROUPS}", param_hint=option)
+    if not all(0 < len(group) <= MAX_NAME for group in groups):
+        raise click.BadParameter(f"1 to {MAX_NAME} characters", param_hint=option)
 
 
 def watch_options(command: Command) -> Command:

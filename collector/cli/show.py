@@ -9,6 +9,7 @@ import click
 
 from collector.cli import conflicts, options
 from collector.cli.conflicts import Conflict, conflict_of
+from collector.cli.diagnoses import diagnosis_json, find_current, source
 from collector.cli.events import event_json, events_table
 from collector.cli.find import find_host
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell
@@ -16,13 +17,16 @@ from collector.cli.session import Session
 from collector.cli.times import local, utc
 from collector.core.render import duration, quantity
 from collector.core.silence import Presence
+from collector.core.ssh_settings import POLLED
 from collector.core.standing import host_state, worst
 from collector.core.status import CheckStatus, HostRecord
 from collector.store.certificates import CertificateRow, load_certificates
 from collector.store.collectors import Listening, load_listening
+from collector.store.diagnoses import StoredDiagnosis
 from collector.store.event_log import Filter, StoredEvent, load_events
 from collector.store.hosts import find_hosts, load_facts
 from collector.store.reading import HostLine
+from collector.store.ssh_hosts import load_polled_numbers
 from collector.store.statuses import LatestReport, load_latest, load_statuses
 from collector.store.store import Transaction
 from fleetpulse.model import CheckKey, Facts, Measurement, State
@@ -45,6 +49,8 @@ class HostView:
     own_name: str
     certificates: list[CertificateRow]
     conflict: Conflict | None
+    diagnosis: StoredDiagnosis | None
+    source: str
 
     @property
     def state(self) -> State:
@@ -80,6 +86,7 @@ class HostView:
             ),
             *(line(Cell(f"  {name:<14}", "dim"), value) for name, value in self._identity()),
         ]
+        page += self._why()
         checks = Table(
             ("CHECK", "STATE", "FOR", "MESSAGE"), [self._check_row(*item) for item in self._worst_first()]
         )
@@ -112,6 +119,7 @@ class HostView:
             "clock_skew_seconds": self.skew / 1000 if self.skew is not None else None,
             "address": host.address,
             "agent_version": host.agent_version,
+            "source": self.source,
             "interval_seconds": host.interval / 1000,
             "ttl_seconds": host.ttl / 1000,
             "groups": self.record.groups,
@@ -122,6 +130,7 @@ class HostView:
             "added_at": utc(host.added_at),
             "certificates": [self._certificate_json(row) for row in self.certificates],
             "conflict": self.conflict.as_json() if self.conflict else None,
+            "diagnosis": diagnosis_json(self.diagnosis),
             "checks": [
                 {
                     "check": key.name,
@@ -151,13 +160,32 @@ class HostView:
             return "no report yet"
         return f"heard {duration(self.listening.now - self.host.received_at)} ago"
 
+    def _why(self) -> list[Line | Table]:
+        """What was found out about the silence."""
+        found, now = self.diagnosis, self.listening.now
+        if found is None:
+            return []
+        evidence = found.evidence.split("\n") if found.evidence else []
+        since = f"since {local(found.since)} ({duration(now - found.since)})"
+        page: list[Line | Table] = [
+            line(),
+            line(
+                Cell(found.kind.value, "critical"), f"  {since}, probed {duration(now - found.probed_at)} ago"
+            ),
+            *(line(f"  {text}") for text in evidence),
+        ]
+        if found.health_at:
+            age = duration(now - found.health_at)
+            page.append(line(Cell(f"  checks and values are from SSH, {age} old", "warning")))
+        return page
+
     def _identity(self) -> list[tuple[str, str]]:
         host = self.host
         rows = [
             ("host id", host.host_id),
             ("calls itself", self.own_name),
             ("address", host.address),
-            ("agent", host.agent_version),
+            ("agent", "none: polled over SSH" if host.agent_version == POLLED else host.agent_version),
             ("reports", f"every {duration(host.interval)}, stale after {duration(host.ttl)}"),
             ("groups", ", ".join(self.record.groups)),
             ("hardware id", self.record.hardware_id),
@@ -232,6 +260,7 @@ def view_host(tx: Transaction, name: str, events: int) -> HostView:
     number = host.host
     statuses = load_statuses(tx, [number])
     stored = find_hosts(tx, [host.host_id])[host.host_id]
+    diagnosis = find_current(tx, [host]).get(number)
     return HostView(
         listening,
         host,
@@ -243,6 +272,8 @@ def view_host(tx: Transaction, name: str, events: int) -> HostView:
         stored.own_name,
         load_certificates(tx, [number]).get(number, []),
         conflict_of(tx, number),
+        diagnosis,
+        source(diagnosis, polled=number in load_polled_numbers(tx, [number])),
     )
 
 
@@ -255,6 +286,8 @@ def view_host(tx: Transaction, name: str, events: int) -> HostView:
 @click.pass_obj
 def command(session: Session, name: str, events: int, *, as_json: bool) -> int:
     """Show all that is known of one host: identity, certificate, checks, latest values, facts, last events.
+
+    Of a silent one also why it is silent, as far as a probe over SSH has found that out.
 
     HOST is a hostname, a UUID, or the start of either if no other host's starts the same.
 

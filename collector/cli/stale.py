@@ -1,14 +1,15 @@
-"""collector-cli stale: who is silent, since when."""
+"""collector-cli stale: who is silent, since when, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import click
 
 from collector.cli import conflicts, options
 from collector.cli.conflicts import Conflict, find_conflicts
+from collector.cli.diagnoses import diagnosis_json, find_current, kinds
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell, summary
 from collector.cli.session import Session, require_groups
 from collector.cli.times import local, utc
@@ -17,6 +18,7 @@ from collector.core.silence import Presence
 from collector.core.standing import silence_state, worst
 from collector.store import reading
 from collector.store.collectors import Listening, load_listening
+from collector.store.diagnoses import StoredDiagnosis
 from collector.store.reading import CheckCounts, HostLine
 from collector.store.store import Transaction
 from fleetpulse.model import State
@@ -34,6 +36,7 @@ class SilentHosts:
     hosts: tuple[tuple[HostLine, Presence], ...]
     checks: Mapping[int, CheckCounts]
     groups: Mapping[int, tuple[str, ...]]
+    diagnoses: Mapping[int, StoredDiagnosis]
     conflicts: tuple[Conflict, ...]
 
     @property
@@ -53,7 +56,7 @@ class SilentHosts:
         if self.hosts:
             page.append(
                 Table(
-                    ("HOST", "PRESENCE", "FOR", "SINCE", "LAST STATE", "ADDRESS", "GROUPS"),
+                    ("HOST", "PRESENCE", "FOR", "SINCE", "LAST STATE", "ADDRESS", "GROUPS", "WHY"),
                     [self._row(host, presence) for host, presence in self.hosts[:rows]],
                 )
             )
@@ -62,12 +65,12 @@ class SilentHosts:
     @property
     def summary(self) -> str:
         """What is the case, in one line."""
-        stale = [host.hostname for host, presence in self.hosts if presence is Presence.STALE]
-        others = [host.hostname for host, presence in self.hosts if presence is not Presence.STALE]
+        stale = [host for host, presence in self.hosts if presence is Presence.STALE]
+        others = [host for host, presence in self.hosts if presence is not Presence.STALE]
         of_all = f"of {count(self.total, 'host')}"
-        parts = [f"{len(stale) or 'none'} {of_all} silent" + (f": {listed(stale)}" if stale else "")]
+        parts = [f"{len(stale) or 'none'} {of_all} silent" + (f": {self._named(stale)}" if stale else "")]
         if others:
-            parts.append(f"{len(others)} of unknown presence or never seen: {listed(others)}")
+            parts.append(f"{len(others)} of unknown presence or never seen: {self._named(others)}")
         if self.conflicts:
             parts.append(conflicts.names(self.conflicts))
         if self.listening.since is None:
@@ -94,13 +97,19 @@ class SilentHosts:
                     "address": host.address,
                     "groups": self.groups.get(host.host, ()),
                     "ttl_seconds": host.ttl / 1000,
+                    "diagnosis": diagnosis_json(self.diagnoses.get(host.host)),
                 }
                 for host, presence in self.hosts
             ],
             "conflicts": [conflict.as_json() for conflict in self.conflicts],
         }
 
+    def _named(self, hosts: Sequence[HostLine]) -> str:
+        found = (self.diagnoses[host.host] for host in hosts if host.host in self.diagnoses)
+        return listed([host.hostname for host in hosts]) + kinds(found)
+
     def _row(self, host: HostLine, presence: Presence) -> tuple[Cell, ...]:
+        found = self.diagnoses.get(host.host)
         return (
             Cell(host.hostname, "strong"),
             Cell(presence.value, _STYLES[presence]),
@@ -109,6 +118,7 @@ class SilentHosts:
             state_cell(self._last_state(host)),
             Cell(host.address or "-"),
             Cell(",".join(self.groups.get(host.host, ())) or "-"),
+            Cell(found.diagnosis.line if found else "-"),
         )
 
     def _last_state(self, host: HostLine) -> State | None:
@@ -143,6 +153,7 @@ def find_silent(tx: Transaction, groups: tuple[str, ...], older_than: int) -> Si
         tuple(found),
         reading.load_check_counts(tx, numbers),
         reading.load_groups(tx, numbers),
+        find_current(tx, (host for host, _ in found)),
         find_conflicts(tx, groups),
     )
 
@@ -162,11 +173,13 @@ def find_silent(tx: Transaction, groups: tuple[str, ...], older_than: int) -> Si
 def command(
     session: Session, older_than: int, groups: tuple[str, ...], *, as_json: bool, watch: bool, interval: int
 ) -> int:
-    """List the hosts that are silent, since when, and how they were then.
+    """List the hosts that are silent, since when, why, and how they were then.
 
     A host is stale when no report came for longer than its own time-to-live, by the collector's
     clock. It is of unknown presence when nobody was listening for long enough to tell, and
     never_seen when it is expected but has sent nothing yet.
+
+    WHY is what a probe over SSH has found out about this silence; "-" if none was made yet.
 
     A host in conflict is listed as well: another machine says that it is it, and what that machine
     has to report is refused.
@@ -175,7 +188,7 @@ def command(
     Examples:
       collector-cli stale
       collector-cli stale --older-than 5m --group lab-3
-      collector-cli stale --json | jq -r '.hosts[].hostname'
+      collector-cli stale --json | jq -r '.hosts[] | select(.diagnosis.kind == "agent dead, host up") | .hostname'
 
     Exit codes: 0 nobody is silent; 1 only hosts of unknown presence, never seen, or in conflict; 2 at least one host is stale; 3 the question cannot be answered: wrong command line, no
     database, or no collector listening.

@@ -12,6 +12,7 @@ import click
 
 from collector.cli import conflicts, options
 from collector.cli.conflicts import Conflict, find_conflicts
+from collector.cli.diagnoses import find_current
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell, summary
 from collector.cli.session import Session, require_groups
 from collector.cli.stale import nobody_listens
@@ -21,6 +22,7 @@ from collector.core.silence import HEARTBEAT_GRACE, Presence, presence
 from collector.core.standing import host_state, worst
 from collector.store import reading
 from collector.store.collectors import CollectorRow, Listening, load_collectors, load_listening
+from collector.store.diagnoses import StoredDiagnosis
 from collector.store.reading import CheckCounts, CheckLine, HostLine
 from collector.store.silence import load_fleet_silence
 from collector.store.store import Transaction
@@ -47,6 +49,7 @@ class BadHost(NamedTuple):
     state: State
     presence: Presence
     checks: tuple[CheckLine, ...]
+    diagnosis: StoredDiagnosis | None
 
     @property
     def since(self) -> int:
@@ -171,6 +174,7 @@ class Fleet:
                     "presence": bad.presence.value,
                     "since": utc(bad.since),
                     "seconds": (now - bad.since) / 1000,
+                    "diagnosis": bad.diagnosis.kind.value if bad.diagnosis else None,
                     "checks": [check_json(check) for check in bad.checks],
                 }
                 for bad in self.bad
@@ -216,7 +220,10 @@ def check_json(check: CheckLine) -> dict[str, object]:
 
 
 def _reasons(bad: BadHost) -> str:
-    reasons = [] if bad.presence is Presence.FRESH else [bad.presence.value.replace("_", " ")]
+    reasons = []
+    if bad.presence is not Presence.FRESH:
+        why = f": {bad.diagnosis.kind.value}" if bad.diagnosis else ""
+        reasons.append(bad.presence.value.replace("_", " ") + why)
     for check in bad.checks[:_CHECKS_SHOWN]:
         mark = "" if check.state is bad.state else f" {check.state.name}"
         reasons.append(f"{check.key}{mark}: {check.message}" if check.message else f"{check.key}{mark}")
@@ -266,8 +273,12 @@ def _load_bad(
 ) -> tuple[BadHost, ...]:
     lines = reading.load_lines(tx, hosts)
     failing = reading.load_failing(tx, hosts)
+    silent = (host for host in lines.values() if standing[host.host][1] is not Presence.FRESH)
+    diagnoses = find_current(tx, silent)
     return tuple(
-        BadHost(lines[host], *standing[host], tuple(failing.get(host, ()))) for host in hosts if host in lines
+        BadHost(lines[host], *standing[host], tuple(failing.get(host, ())), diagnoses.get(host))
+        for host in hosts
+        if host in lines
     )
 
 

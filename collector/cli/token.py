@@ -10,7 +10,7 @@ import click
 from collector.cli import options
 from collector.cli.bulk import Wanted, create_for_inventory
 from collector.cli.change import change
-from collector.cli.inventory import InventoryError, parse_inventory
+from collector.cli.inventory_file import read_names
 from collector.cli.invitation import invitation
 from collector.cli.output import Cell, Table, line, summary
 from collector.cli.session import CliError, Session
@@ -29,7 +29,7 @@ from collector.store.tokens import (
     find_tokens,
     list_tokens,
 )
-from fleetpulse.convert import MAX_GROUPS, MAX_NAME
+from fleetpulse.convert import MAX_NAME
 from fleetpulse.model import State, parse_host_id
 
 _TTL = 3_600_000
@@ -109,7 +109,7 @@ def create(
 
     Exit codes: 0 made; 3 not, and the message says why.
     """
-    _check_groups(groups)
+    options.check_groups(groups)
     if ttl is not None and not 0 < ttl <= _MAX_TTL:
         raise click.BadParameter("more than 0, and at most 366d", param_hint="--ttl")
     if inventory is not None:
@@ -119,7 +119,7 @@ def create(
             )
         if output is None:
             raise click.UsageError("--inventory needs --output DIR")
-        wanted = Wanted(_read_inventory(inventory), groups, ttl or _INVENTORY_TTL, again)
+        wanted = Wanted(read_names(inventory), groups, ttl or _INVENTORY_TTL, again)
         return _create_many(session, wanted, output, as_json=as_json)
     if output is not None or again:
         raise click.UsageError("--output and --again go with --inventory")
@@ -260,23 +260,3 @@ def _create_many(session: Session, wanted: Wanted, output: Path, *, as_json: boo
     ]
     session.show([summary(State.OK, text), Table(("HOST", "TOKEN", "FILE"), rows)])
     return State.OK.value
-
-
-def _read_inventory(path: Path) -> dict[str, tuple[str, ...]]:
-    name = "standard input" if str(path) == "-" else str(path)
-    try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-        return parse_inventory(data.decode())
-    except OSError as error:
-        raise CliError(f"cannot read {name}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise CliError(f"{name}: is not UTF-8") from None
-    except InventoryError as error:
-        raise CliError(f"{name}: {error}") from None
-
-
-def _check_groups(groups: tuple[str, ...]) -> None:
-    if len(groups) > MAX_GROUPS:
-        raise click.BadParameter(f"at most {MAX_GROUPS}", param_hint="--group")
-    if not all(0 < len(group) <= MAX_NAME for group in groups):
-        raise click.BadParameter(f"1 to {MAX_NAME} characters", param_hint="--group")

@@ -41,13 +41,19 @@ class Diagnosis(NamedTuple):
 
 
 class Neighbour(NamedTuple):
-    """Another host, as far as it shows whether the network to it works. Milliseconds."""
+    """Another host, as far as it shows whether the network to it works. Milliseconds.
+
+    `health_at` is when it was heard over SSH last, besides its reports (0: never).
+    """
 
     address: str
     interval: int
     received_at: int
     health_at: int
-    """When it was heard over SSH last, besides its reports (0: never)."""
+
+    def is_heard(self, now: int, asked_every: int) -> bool:
+        """Whether it has missed nothing: no report of its own, or no answer over SSH, where it is asked for that."""
+        return now - self.received_at <= 1.5 * self.interval or now - self.health_at <= 1.5 * asked_every
 
 
 def of_probe(agent: str, uptime: float, silent_for: int) -> Diagnosis:
@@ -62,17 +68,20 @@ def of_probe(agent: str, uptime: float, silent_for: int) -> Diagnosis:
     return Diagnosis(DiagnosisKind.AGENT_DEAD, "; ".join(lines)[:MAX_EVIDENCE])
 
 
-def of_no_answer(address: str, text: str, neighbours: Iterable[Neighbour], now: int) -> Diagnosis:
+def of_no_answer(
+    address: str, text: str, neighbours: Iterable[Neighbour], now: int, asked_every: int
+) -> Diagnosis:
     """Nothing came back from a host: it is dead, unless nothing comes back from its whole network.
 
     Nobody can tell a machine that is off from one behind a cut, but for the others behind the same cut: if at
     least one more host of its network is known, and none of them was heard since its own report was due.
+    `asked_every`: the milliseconds between two questions over SSH to a host whose agent is silent.
     """
     network = network_of(address)
     if network is None:
         return Diagnosis(DiagnosisKind.HOST_DEAD, text)
     others = [one for one in neighbours if one.address != address and network_of(one.address) == network]
-    heard = [one for one in others if now - max(one.received_at, one.health_at) <= 1.5 * one.interval]
+    heard = [one for one in others if one.is_heard(now, asked_every)]
     known = [one for one in others if one.received_at or one.health_at]
     if heard:
         text += f"; {count(len(heard), 'other host')} of {network} {'is' if len(heard) == 1 else 'are'} heard"

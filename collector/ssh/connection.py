@@ -22,6 +22,8 @@ from collector.ssh.trust import Trusted, TrustedKeys, fingerprint_of
 _SHARE = 3  # a stage may take at most this part of a poll's time, the run what is left
 _ADDRESSES = 2  # of a name that are tried
 _HOP_PATIENCE = 5.0  # seconds for which a jump host that could not be reached is not tried again
+# Seconds: polls notice when a target is gone, but nothing else tells a jump host from the hosts behind it.
+_HOP_KEEPALIVE = 4.0
 _LOOKUPS = 8  # names that are looked up at one time: a lookup blocks its thread
 
 # The names of our options in asyncssh.
@@ -180,8 +182,9 @@ class Dialer:
         hop = self._resolver.hop(hops[-1], target.user)
         tunnel = await self._tunnel(target, hops[:-1])
         try:
+            names = (hops[-1].host, hop.host)
             return await self._dial(
-                target, hop, (hops[-1].host, hop.host), tunnel, lambda _stage, _text: None
+                target, hop, names, tunnel, lambda _stage, _text: None, keepalive_interval=_HOP_KEEPALIVE
             )
         except ProbeFailure as failure:
             kind, text = failure.diagnosis
@@ -196,6 +199,7 @@ class Dialer:
         names: tuple[str, ...],
         tunnel: SSHClientConnection | None,
         on_stage: OnStage,
+        **more: object,
     ) -> SSHClientConnection:
         """A connection to `hop`, which may be the target itself or a jump host on the way to it."""
         trusted = self.trusted.of(names, hop.port)
@@ -206,6 +210,7 @@ class Dialer:
             "host_key_alias": names[0],
             "client_keys": self._client_keys(target),
             "agent_path": str(target.agent) if target.agent else None,
+            **more,
         }
         try:
             connection = await self._open(target, hop, tunnel, watch, arguments, on_stage)
@@ -325,7 +330,6 @@ def _arguments(target: Target) -> dict[str, Any]:
         "login_timeout": 0,  # our own deadlines are shorter
         "x509_trusted_certs": None,
         "gss_host": None,
-        "keepalive_interval": 0,  # polls notice it soon enough
         "agent_forwarding": False,
         "canonicalize_hostname": False,
     }

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import asyncssh
 
 from collector.core.diagnosis import DiagnosisKind
-from collector.ssh import probe
 from collector.ssh.connection import Dialer, OnStage
 from collector.ssh.failure import ProbeFailure
 from collector.ssh.session import Answer, Connection
@@ -51,7 +50,7 @@ class Links:
         connection = await self.dialer.dial(target, on_stage)
         try:
             async with asyncio.timeout_at(deadline):
-                answer = await _run(connection, target, with_agent=with_agent)
+                answer = await _ask(connection, target, with_agent=with_agent)
         except (TimeoutError, asyncssh.Error, OSError) as error:
             connection.close()
             raise _of_running(error, target) from None
@@ -78,7 +77,7 @@ class Links:
         """The answer over a connection that was kept; None if it does not hold any more."""
         try:
             async with asyncio.timeout_at(deadline):
-                answer = await _run(kept.connection, target, with_agent=with_agent)
+                answer = await _ask(kept.connection, target, with_agent=with_agent)
         except TimeoutError as error:
             kept.connection.close()
             raise _of_running(error, target) from None
@@ -104,14 +103,8 @@ class Links:
             self.drop(next(iter(self._kept)))
 
 
-async def _run(connection: Connection, target: Target, *, with_agent: bool) -> Answer:
-    return await connection.run(
-        probe.command(with_agent=with_agent),
-        probe.SCRIPT,
-        probe.END,
-        probe.OUTPUT_LIMIT,
-        target.timeout / _START_SHARE,
-    )
+async def _ask(connection: Connection, target: Target, *, with_agent: bool) -> Answer:
+    return await connection.ask(with_agent=with_agent, start_within=target.timeout / _START_SHARE)
 
 
 def _way(target: Target) -> tuple[object, ...]:

@@ -62,15 +62,19 @@ def look(tx: Transaction, me: Poller, shares: frozenset[int] | None, version: st
     return Look(shares, policy, mine)
 
 
-def note_findings(tx: Transaction, findings: Sequence[tuple[Finding, str]], now: int) -> None:
-    """Store what was found out, each with the address that was asked.
+def note_findings(
+    tx: Transaction, findings: Sequence[tuple[Finding, str]], now: int, asked_every: int
+) -> None:
+    """Store what was found out, each with the address that was asked; see `of_no_answer`.
 
     Whether a host is dead or out of reach is told by its neighbours.
     """
     silent = [finding for finding, _ in findings if finding.diagnosis.kind is DiagnosisKind.HOST_DEAD]
     neighbours = diagnoses.load_neighbours(tx) if silent else []
     judged = [
-        finding._replace(diagnosis=of_no_answer(address, finding.diagnosis.evidence, neighbours, now))
+        finding._replace(
+            diagnosis=of_no_answer(address, finding.diagnosis.evidence, neighbours, now, asked_every)
+        )
         if finding.diagnosis.kind is DiagnosisKind.HOST_DEAD
         else finding
         for finding, address in findings

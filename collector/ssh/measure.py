@@ -247,7 +247,7 @@ def _memory(readings: Readings, counters: Mapping[bytes, bytes]) -> Values:
     available = number(counters.get(b"MemAvailable:", b""))
     if math.isnan(available):  # kernels before 3.14: what could be freed, as `free` took it then
         available = free + buffers + cached
-    if available < total:  # in a container, where some of the numbers are the machine's
+    if available > total:  # in a container, where some of the numbers are the machine's
         available = free
     reclaimable = number(counters.get(b"SReclaimable:", b"0"))
     return memory.parse(

@@ -272,7 +272,7 @@ def _spaces(section: bytes | None) -> Spaces | None:
         if kind in (b"local", b"remote"):
             fields = rest.split(b" ", 6)
             try:
-                found[_path(fields[6])] = Space(*[int(field[:21]) for field in fields[:6]])
+                found[_path(fields[6])] = Space(*[_integer(field) for field in fields[:6]])
             except (ValueError, IndexError):
                 continue
         elif kind == b"status":
@@ -306,7 +306,7 @@ def _df(line: bytes) -> _DfRow | None:
     start = capacity.end() - 1
     words = line[:start].split()
     try:
-        size, used, available = (int(word[:21]) for word in words[-4:-1])
+        size, used, available = (_integer(word) for word in words[-4:-1])
     except ValueError:
         return None
     return _DfRow(_path(b" ".join(words[:-4])), size, used, available, _path(line[start:]))
@@ -368,6 +368,13 @@ def _agent(section: bytes, log: bytes) -> str:
         lines = [line]
     shown = [printable(line, MAX_AGENT) for line in (*lines, *list(lines_of(log))[:10])]
     return "\n".join(line for line in shown if line)[:MAX_AGENT].rstrip()
+
+
+def _integer(word: bytes) -> int:
+    """Raises ValueError for what does not fit into 64 bits by far: floats would not hold it."""
+    if len(word) > 20:
+        raise ValueError("too many digits")
+    return int(word)
 
 
 def _unescape(field: bytes) -> bytes:

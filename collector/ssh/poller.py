@@ -279,9 +279,9 @@ class SshPoller:
         findings, self._findings = self._findings, []
         if not findings:
             return
-        now = self._now()
+        now, asked_every = self._now(), self._config.ssh.fallback_interval.milliseconds
         try:
-            await self._clerk.run(lambda tx: note_findings(tx, findings, now))
+            await self._clerk.run(lambda tx: note_findings(tx, findings, now, asked_every))
         except StoreError as error:
             self._note_store(error)
             latest = {finding.host: (finding, address) for finding, address in (*findings, *self._findings)}

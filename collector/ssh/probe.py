@@ -22,6 +22,11 @@ SCRIPT: bytes = _shrink((resources.files("collector.ssh") / "probe.sh").read_byt
 """A POSIX shell script, to be sent to what `command()` starts."""
 
 
+def wish(*, with_agent: bool = False) -> bytes:
+    """What to send for one more answer to a probe that has given its last."""
+    return b"agent\n" if with_agent else b"again\n"
+
+
 def command(*, with_agent: bool = False) -> str:
     """What to execute on the host, with `SCRIPT` on its input; any login shell understands it."""
     return "exec /bin/sh -s agent" if with_agent else "exec /bin/sh -s"

@@ -5,7 +5,8 @@
 #
 # The first line names the version, the last is "== end": without it the output was cut off. Whatever
 # asks a disk, a server or a daemon has a time limit. All are functions, called on the last line, so
-# that a shell that reads this from its input has read it whole before anything runs.
+# that a shell that reads this from its input has read it whole before anything runs. Each further line
+# on its input is answered by one more look, until the input ends.
 
 PATH=/usr/bin:/bin:/usr/sbin:/sbin:/run/current-system/sw/bin
 LC_ALL=C
@@ -213,7 +214,6 @@ space() {
     if [ -n "$(stat -f -c %S /proc)" ]; then
         limited "$limit" stat -f -c "$kind %S %b %f %a %c %d %n" "$@"
     else
-        echo 'df'
         limited "$limit" df -P -k "$@"
         if [ "$status" = 0 ]; then
             printf '\ndf inodes\n'
@@ -233,7 +233,6 @@ filesystems() {
         space remote 3
     else
         section local
-        echo df
         limited 2 df -P -k -l
         printf '\nstatus %s 2\n' "$status"
     fi
@@ -307,14 +306,8 @@ agent() {
     limited 2 journalctl -u fleetpulse-agent.service -n 5 -o cat --no-pager -q
 }
 
-main() {
-    # Some shells say later, and elsewhere, whom they saw die.
-    exec 2>/dev/null
-    cd /
-    unset IFS
-    job=
-    trap '[ -z "$job" ] || kill -KILL "$job"; exit 1' HUP INT TERM
-    trap : ALRM
+# One look at everything; with "agent" also at what is known of the agent here.
+look() {
     guard >/dev/null &
     guard=$!
     status=0
@@ -328,13 +321,35 @@ main() {
     facts
     filesystems
     units
-    # A key may be bound to this script: then the wish is what was asked for in its place.
-    case "${1-} ${SSH_ORIGINAL_COMMAND-}" in
-        'agent '* | *' agent') agent ;;
-    esac
+    [ "$1" != agent ] || agent
     kill "$guard"
+    # Nothing is left of it while the next look is waited for.
+    while
+        wait "$guard"
+        [ "$?" = "$woken" ]
+    do
+        :
+    done
     section end
 }
 
-main "$@" </dev/null
-exit 0
+main() {
+    # Some shells say later, and elsewhere, whom they saw die.
+    exec 2>/dev/null
+    cd /
+    job=
+    trap '[ -z "$job" ] || kill -KILL "$job"; exit 1' HUP INT TERM
+    trap : ALRM
+    # A key may be bound to this script: then the wish is what was asked for in its place.
+    case "${1-} ${SSH_ORIGINAL_COMMAND-}" in
+        'agent '* | *' agent') wish=agent ;;
+        *) wish= ;;
+    esac
+    look "$wish" </dev/null
+    while read -r wish; do
+        look "$wish" </dev/null
+    done
+}
+
+# On one line, so that nothing is left of it on the input, from which `main` goes on to read.
+main "$@"; exit 0

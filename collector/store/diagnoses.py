@@ -8,6 +8,7 @@ from typing import NamedTuple
 from collector.core.diagnosis import Diagnosis, DiagnosisKind, Neighbour
 from collector.core.status import Event, EventKind
 from collector.store.reading import of_hosts
+from collector.store.ssh_hosts import load_ssh_hosts
 from collector.store.statuses import write_events
 from collector.store.store import Row, Transaction
 
@@ -101,12 +102,13 @@ def load_diagnoses(tx: Transaction, hosts: Collection[int]) -> dict[int, StoredD
 
 
 def load_neighbours(tx: Transaction) -> list[Neighbour]:
-    """Every host with an address, and when it was heard by whatever means."""
+    """Every host with an address, its own or the one that was given for SSH, and when it was heard."""
+    given = {one.host: one.settings.address for one in load_ssh_hosts(tx) if one.settings.address}
     rows = tx.query(
-        "SELECT h.address, h.interval_ms, s.received_at, COALESCE(d.health_at, 0) FROM host h "
-        "JOIN host_seen s ON s.host = h.id LEFT JOIN diagnosis d ON d.host = h.id WHERE h.address <> ''"
+        "SELECT h.id, h.address, h.interval_ms, s.received_at, COALESCE(d.health_at, 0) FROM host h "
+        "JOIN host_seen s ON s.host = h.id LEFT JOIN diagnosis d ON d.host = h.id"
     )
-    return [Neighbour(*row) for row in rows]
+    return [Neighbour(given.get(host, str(address)), *rest) for host, address, *rest in rows]
 
 
 def current(diagnoses: Mapping[int, StoredDiagnosis], host: int, received_at: int) -> StoredDiagnosis | None:

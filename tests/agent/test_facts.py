@@ -8,8 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from agent.facts import (
-    collect_facts,
+from agent.facts import collect_facts
+from fleetpulse.convert import decode_facts, encode_facts
+from fleetpulse.machine.facts import (
     joined_addresses,
     joined_macs,
     parse_cpuinfo,
@@ -18,7 +19,6 @@ from agent.facts import (
     steady_ipv6,
     virtualization,
 )
-from fleetpulse.convert import decode_facts, encode_facts
 
 CPUINFO = """processor\t: 0
 vendor_id\t: GenuineIntel

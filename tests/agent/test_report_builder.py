@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.outcome import CheckOutcome, Failure, Reading, Verdict
-from agent.report import MAX_INSTANCE, MAX_INSTANCES, MAX_MESSAGE, ReportBuilder, ReportContent, instance_name
+from fleetpulse.content import (
+    MAX_INSTANCE,
+    MAX_INSTANCES,
+    MAX_MESSAGE,
+    ReportBuilder,
+    ReportContent,
+    instance_name,
+)
 from fleetpulse.convert import decode_layout, encode_layout, encode_report
 from fleetpulse.model import CheckKey, CheckResult, Measurement, Report, State
+from fleetpulse.outcome import CheckOutcome, Failure, Reading, Verdict
 
 A = Measurement("test.a", "1")
 B = Measurement("test.b", "By")

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import pytest
 
-from agent.checks import Check, ConfiguredCheck, InstanceCheck, NoData, SingleCheck, TableCheck
-from agent.outcome import CheckOutcome, Failure, Reading, Verdict
+from agent.checks import Check, ConfiguredCheck, InstanceCheck, SingleCheck, TableCheck
 from agent.runner import MAX_HANGING, Runner, round_down
 from fleetpulse.model import Measurement, State
+from fleetpulse.outcome import CheckOutcome, Failure, NoData, Reading, Verdict
 
 M = Measurement("test.value", "1")
 SHORT = 0.1  # seconds

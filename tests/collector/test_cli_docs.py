@@ -13,10 +13,14 @@ import pytest
 
 from collector.cli.main import COMMANDS, cli
 from collector.cli.main import run as run_command
+from collector.core.diagnosis import Diagnosis, DiagnosisKind
+from collector.core.ssh_settings import SshSettings
 from collector.core.status import EventKind
 from collector.store.certificates import CertificateRow, add_certificate
 from collector.store.conflicts import ConflictRow, save_conflict
+from collector.store.diagnoses import Finding, save_findings
 from collector.store.schema import upgrade
+from collector.store.ssh_hosts import save_group_settings, save_ssh_host
 from collector.store.store import open_store
 from fleetpulse.model import State
 from tests.collector.fleet import MINUTE, Fleet, failing
@@ -39,7 +43,8 @@ def command(name: str) -> click.Command:
 def options(of: click.Command) -> Iterator[str]:
     for parameter in of.params:
         if isinstance(parameter, click.Option):
-            yield from (name for name in parameter.opts if name.startswith("--"))
+            names = (*parameter.opts, *parameter.secondary_opts)
+            yield from (name for name in names if name.startswith("--"))
     if isinstance(of, click.Group):
         for child in of.commands.values():
             yield from options(child)
@@ -97,6 +102,7 @@ def shape(value: object) -> object:
         ("hosts", ["hosts", "--limit", "1"]),
         ("show", ["show", "one", "--events", "0"]),
         ("events", ["events"]),
+        ("ssh", ["ssh", "list"]),
         ("token", ["token", "create"]),
         ("ca", ["ca", "show"]),
         ("db", ["db", "check"]),
@@ -124,6 +130,11 @@ def test_json_has_the_documented_shape(
     )
     fleet.add("two")
     with store.transaction() as tx:
+        [(heard_at,)] = tx.query("SELECT received_at FROM host_seen WHERE host = %s", (one,))
+        diagnosis = Diagnosis(DiagnosisKind.AGENT_DEAD, "x")
+        save_findings(tx, [Finding(one, "one", heard_at, diagnosis, has_health=True)], fleet.now)
+        save_ssh_host(tx, one, SshSettings(port=23), polled=False)
+        save_group_settings(tx, "g", SshSettings(jump="gate"))
         add_certificate(tx, CertificateRow(b"f" * 32, one, b"i" * 32, 1, 2**44))
         tx.execute(
             "INSERT INTO event (at, hostname, kind, subject, instance, old_value, new_value, message, measured_at) "
@@ -140,6 +151,11 @@ def test_json_has_the_documented_shape(
     documented = re.search(r"```json\n(.+?)```", sections()[name], re.DOTALL)
     assert documented is not None
     assert shape(json.loads(capsys.readouterr().out)) == shape(json.loads(documented[1]))
+
+
+def test_every_kind_of_diagnosis_is_explained() -> None:
+    text = sections()["For every command"].partition("### Diagnosis")[2]
+    assert re.findall(r"^\| `(.+?)` \|", text, re.MULTILINE) == [kind.value for kind in DiagnosisKind]
 
 
 def test_a_conflict_has_the_documented_shape(

@@ -7,9 +7,13 @@ import uuid
 
 import pytest
 
+from collector.core.diagnosis import Diagnosis, DiagnosisKind
 from collector.core.silence import FleetSilence
+from collector.core.ssh_settings import SshSettings
 from collector.core.status import Event, EventKind, Silence
+from collector.store.diagnoses import Finding, save_findings
 from collector.store.silence import save_fleet_silence
+from collector.store.ssh_hosts import save_ssh_host
 from collector.store.store import Store
 from fleetpulse.model import State
 from tests.collector.cli_inside import Cli
@@ -48,6 +52,7 @@ def test_silent_hosts_with_all_that_is_known(fleet: Fleet, cli: Cli) -> None:
         "STATE",
         "ADDRESS",
         "GROUPS",
+        "WHY",
     ]
     assert "g1,g2" in ran.out.splitlines()[3]
     answer = cli("stale", "--json").json
@@ -143,6 +148,111 @@ def test_the_query_finds_exactly_who_is_not_fresh(fleet: Fleet, cli: Cli, listen
     assert found == {name: presence for name, presence in hosts.items() if presence != "fresh"}
     assert found["0-120000-ALONE"] == "stale"
     assert "fresh" in hosts.values()
+
+
+# --- why ---
+
+
+def diagnose(
+    fleet: Fleet, host: int, kind: DiagnosisKind, *, ago: int, text: str = "x", has_health: bool = False
+) -> None:
+    """A diagnosis of the silence since `ago`."""
+    heard_at = fleet.now - ago if ago else 0
+    with fleet.store.transaction() as tx:
+        finding = Finding(host, "", heard_at, Diagnosis(kind, text), has_health)
+        save_findings(tx, [finding], fleet.now - 30_000)
+
+
+def test_why_hosts_are_silent(fleet: Fleet, cli: Cli) -> None:
+    fleet.listen()
+    fleet.add("fresh")
+    dead = [fleet.add(f"dead-{number}", ago=5 * MINUTE)[0] for number in range(2)]
+    agent, _ = fleet.add("agent", ago=6 * MINUTE)
+    fleet.add("unasked", ago=7 * MINUTE)
+    back, _ = fleet.add("back", ago=8 * MINUTE)
+    new, _ = fleet.add("new", ago=None)
+    for host in dead:
+        diagnose(fleet, host, DiagnosisKind.HOST_DEAD, ago=5 * MINUTE, text="no answer")
+    diagnose(
+        fleet,
+        agent,
+        DiagnosisKind.AGENT_DEAD,
+        ago=6 * MINUTE,
+        text="killed by the kernel\nmore",
+        has_health=True,
+    )
+    diagnose(fleet, back, DiagnosisKind.HOST_DEAD, ago=9 * MINUTE)  # of an earlier silence
+    diagnose(fleet, new, DiagnosisKind.NOT_PROBED, ago=0)
+    text = cli("stale").out
+    assert text.splitlines()[0] == (
+        "CRITICAL: 5 of 7 hosts silent: dead-0, dead-1, agent, unasked, back "
+        "(2 host dead, 1 agent dead, host up); 1 of unknown presence or never seen: new (1 not probed)"
+    )
+    assert "host dead: no answer\n" in text
+    assert "agent dead, host up: killed by the kernel\n" in text
+    found = {host["hostname"]: host["diagnosis"] for host in cli("stale", "--json").json["hosts"]}
+    assert found["agent"] == {
+        "kind": "agent dead, host up",
+        "evidence": "killed by the kernel\nmore",
+        "since": found["agent"]["probed_at"],
+        "probed_at": found["agent"]["health_at"],
+        "health_at": found["agent"]["health_at"],
+    }
+    assert found["dead-0"]["kind"] == "host dead"
+    assert found["dead-0"]["health_at"] is None
+    assert found["new"]["kind"] == "not probed"
+    assert found["unasked"] is found["back"] is None
+    assert {host["hostname"]: host["source"] for host in cli("hosts", "--json").json["hosts"]} == {
+        "fresh": "agent",
+        "dead-0": "agent",
+        "dead-1": "agent",
+        "agent": "ssh",
+        "unasked": "agent",
+        "back": "agent",
+        "new": "agent",
+    }
+    assert "  stale: agent dead, host up\n" in cli("status").out
+    assert "  stale\n" in cli("status").out
+    assert {host["hostname"]: host["diagnosis"] for host in cli("status", "--json").json["hosts"]} == {
+        "dead-0": "host dead",
+        "dead-1": "host dead",
+        "agent": "agent dead, host up",
+        "unasked": None,
+        "back": None,
+        "new": "not probed",
+    }
+
+
+def test_show_says_why(fleet: Fleet, cli: Cli) -> None:
+    fleet.listen()
+    host, _ = fleet.add("one", ago=5 * MINUTE)
+    assert cli("show", "one", "--json").json["diagnosis"] is None
+    diagnose(fleet, host, DiagnosisKind.AGENT_DEAD, ago=5 * MINUTE, text="killed\nand again", has_health=True)
+    text = cli("show", "one").out
+    assert "\nagent dead, host up  since " in text
+    assert "\n  killed\n  and again\n" in text
+    assert "\n  checks and values are from SSH, 3" in text
+    answer = cli("show", "one", "--json").json
+    assert (answer["source"], answer["diagnosis"]["evidence"]) == ("ssh", "killed\nand again")
+    diagnose(fleet, host, DiagnosisKind.HOST_DEAD, ago=4 * MINUTE)
+    assert cli("show", "one", "--json").json["source"] == "agent"
+
+
+def test_a_polled_host_is_known_from_ssh(fleet: Fleet, cli: Cli) -> None:
+    fleet.listen()
+    host, _ = fleet.add("polled", ago=1_000, agent_version="ssh")
+    other, _ = fleet.add("has-an-agent-now", ago=1_000)
+    with fleet.store.transaction() as tx:
+        for number in (host, other):
+            save_ssh_host(tx, number, SshSettings(), polled=True)
+    diagnose(fleet, host, DiagnosisKind.HOST_DEAD, ago=1_000, text="no answer")
+    sources = {one["hostname"]: one["source"] for one in cli("hosts", "--json").json["hosts"]}
+    assert sources == {"polled": "ssh", "has-an-agent-now": "agent"}
+    shown = cli("show", "polled")
+    assert "agent         none: polled over SSH" in shown.out
+    assert "host dead  since" in shown.out  # it is not silent yet, and could not be asked
+    assert cli("show", "polled", "--json").json["source"] == "ssh"
+    assert cli("stale").status == 0
 
 
 # --- status ---

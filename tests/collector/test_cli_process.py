@@ -24,13 +24,24 @@ import pytest
 from collector.cli.main import COMMANDS
 from collector.core.status import Event, EventKind
 from collector.store.schema import upgrade
+from collector.store.ssh_known_hosts import load_known_hosts
 from collector.store.store import open_store
 from fleetpulse.model import State
 from tests.collector.cli_process import SCRIPT, environment, run_cli
 from tests.collector.fleet import MINUTE, Fleet, failing
 from tests.mariadb_server import MariadbServer
+from tests.ssh_server import SshServer
 
-NOT_NEEDED = ("grpc", "google.protobuf", "rich", "structlog", "psutil", "MySQLdb", "fleetpulse.v1")
+NOT_NEEDED = (
+    "asyncssh",
+    "grpc",
+    "google.protobuf",
+    "rich",
+    "structlog",
+    "psutil",
+    "MySQLdb",
+    "fleetpulse.v1",
+)
 
 
 @pytest.fixture
@@ -127,12 +138,13 @@ def test_db_upgrade_and_check(url: str) -> None:
     ran = run_cli(url, "db", "upgrade")
     assert (ran.returncode, ran.stdout) == (
         0,
-        "applied schema version 1\napplied schema version 2\nthe database has schema version 2\n",
+        "".join(f"applied schema version {number}\n" for number in (1, 2, 3))
+        + "the database has schema version 3\n",
     )
-    assert run_cli(url, "db", "upgrade").stdout == "the database has schema version 2\n"
+    assert run_cli(url, "db", "upgrade").stdout == "the database has schema version 3\n"
     ran = run_cli(url, "db", "check", "--json")
     assert ran.returncode == 0
-    assert json.loads(ran.stdout)["stored_version"] == 2
+    assert json.loads(ran.stdout)["stored_version"] == 3
 
 
 def test_another_schema_version(url: str, fleet: Fleet) -> None:
@@ -409,6 +421,19 @@ def test_remove_asks_on_a_terminal(url: str, fleet: Fleet) -> None:
     terminal.type("y\n")
     assert terminal.end() == 0
     assert "removed one" in terminal.text
+
+
+def test_a_key_is_trusted_if_somebody_says_so(url: str, fleet: Fleet, tmp_path: Path) -> None:
+    with SshServer(tmp_path, b"") as server:
+        run_cli(url, "ssh", "add", "web-1", "--address", "127.0.0.1", "--port", str(server.port))
+        for answer, status, trusted in (("n", 130, 0), ("y", 0, 1)):
+            terminal = Terminal(url, "ssh", "trust", "web-1")
+            terminal.read_until(lambda text: "Trust 1 key of 1 host? [y/N]" in text)
+            assert server.host_key.get_fingerprint() in terminal.text
+            terminal.type(f"{answer}\n")
+            assert terminal.end() == status
+            with fleet.store.transaction(write=False) as tx:
+                assert len(load_known_hosts(tx)) == trusted
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,6 @@ def test_a_mass_silence_is_asked_about_a_few_at_a_time(sqlite_site: Site, server
     """200 hosts fall silent at once; no more are asked at one time than a quarter of all places."""
     site = sqlite_site
     collector = start(site, server, ssh_port=str(server.port), ssh_concurrency="20", ssh_timeout="2s")
-    server.mode = "open"
     fleet = site.fleet(200, "--interval", "0.5")
     wait_until(lambda: site.json("status")["presence"]["fresh"] == 200, what="reports")
     fleet.kill()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from agent.checks import CheckOptions
-from agent.checks.cpu import Cpu, seconds_by_mode, shares
+from agent.checks.cpu import Cpu
+from fleetpulse.machine.cpu import seconds_by_mode, shares
 from fleetpulse.model import Measurement
 
 BUSY = Measurement("system.cpu.utilization", "1")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.checks.disk import Disk, DiskOptions, at_most_all_the_time, is_physical, parse
+from agent.checks.disk import Disk, DiskOptions, is_physical
+from fleetpulse.machine.disk import at_most_all_the_time, parse
 from fleetpulse.model import Measurement
 
 IO_TIME = Measurement("system.disk.io_time", "s/s")

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent.checks import NoData
-from agent.checks.filesystem import Filesystem, FilesystemOptions, Mount, parse, select
+from agent.checks.filesystem import Filesystem, FilesystemOptions
+from fleetpulse.machine.filesystem import Mount, parse, select
 from fleetpulse.model import Measurement
+from fleetpulse.outcome import NoData
 
 LIMIT = Measurement("system.filesystem.limit", "By")
 USED = Measurement("system.filesystem.usage{system.filesystem.state=used}", "By")
@@ -67,7 +68,7 @@ def test_only_what_really_stores_something():
         Mount("server:/export", "/mnt/nfs", "nfs4"),
         Mount("//server/share", "/mnt/cifs", "cifs"),
     ]
-    assert set(select(mounts, DEFAULT)) == {
+    assert set(select(mounts)) == {
         *("/", "/boot/efi", "/srv", "/home", "/backup", "/mnt/nfs", "/mnt/cifs"),
     }
 
@@ -78,17 +79,17 @@ def test_local_filesystems_come_first_as_they_hang_least():
         Mount("/dev/sda1", "/longer/path", "ext4"),
         Mount("o", "/", "overlay"),
     ]
-    assert select(mounts, DEFAULT) == ["/", "/longer/path", "/a"]
+    assert select(mounts) == ["/", "/longer/path", "/a"]
 
 
 def test_the_root_is_kept_whatever_its_type():
-    assert select([Mount("overlay", "/", "overlay"), Mount("tmpfs", "/tmp", "tmpfs")], DEFAULT) == ["/"]
+    assert select([Mount("overlay", "/", "overlay"), Mount("tmpfs", "/tmp", "tmpfs")]) == ["/"]
 
 
 def test_the_visible_one_of_several_on_one_mount_point():
     mounts = [Mount("/dev/sda1", "/data", "ext4"), Mount("tmpfs", "/data", "tmpfs")]
-    assert select(mounts, DEFAULT) == []
-    assert select([*reversed(mounts)], DEFAULT) == ["/data"]
+    assert select(mounts) == []
+    assert select([*reversed(mounts)]) == ["/data"]
 
 
 def test_one_row_for_the_same_space_mounted_twice():
@@ -98,22 +99,21 @@ def test_one_row_for_the_same_space_mounted_twice():
         Mount("/dev/sdb1", "/home", "btrfs"),
         Mount("/dev/sdb1", "/.snapshots", "btrfs"),
     ]
-    assert select(mounts, DEFAULT) == ["/srv", "/home"]
+    assert select(mounts) == ["/srv", "/home"]
 
 
 def test_options_replace_the_defaults():
-    options = FilesystemOptions(exclude_types=("ext*",), exclude_mounts=("/media/*",))
     mounts = [
         Mount("/dev/sda1", "/data", "ext4"),
         Mount("tmpfs", "/run", "tmpfs"),
         Mount("/dev/sdb1", "/media/me/usb", "vfat"),
         Mount("/dev/sdc1", "/", "ext4"),
     ]
-    assert select(mounts, options) == ["/", "/run"]
+    assert select(mounts, exclude_types=("ext*",), exclude_mounts=("/media/*",)) == ["/", "/run"]
 
 
 def test_a_mount_point_excluded_by_name_is_left_out_even_if_it_is_the_root():
-    assert select([Mount("/dev/sda1", "/", "ext4")], FilesystemOptions(exclude_mounts=("/",))) == []
+    assert select([Mount("/dev/sda1", "/", "ext4")], exclude_mounts=("/",)) == []
 
 
 def test_this_machine_agrees_with_df():

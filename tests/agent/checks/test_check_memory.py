@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.checks.memory import memory, parse
+from agent.checks.memory import memory
+from fleetpulse.machine.memory import parse
 from fleetpulse.model import Measurement
 
 LIMIT = Measurement("system.memory.limit", "By")

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.checks import CheckOptions, NoData
+from agent.checks import CheckOptions
 from agent.checks.temperature import Temperature, parse
 from fleetpulse.model import Measurement
+from fleetpulse.outcome import NoData
 
 TEMPERATURE = Measurement("hw.temperature", "Cel")
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.checks.uptime import parse, uptime
+from agent.checks.uptime import uptime
+from fleetpulse.machine.uptime import parse
 from fleetpulse.model import Measurement
 
 UPTIME = Measurement("system.uptime", "s")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from agent.checks.rates import CounterRates, TableRates
+from fleetpulse.machine.rates import CounterRates, TableRates
 from fleetpulse.model import Measurement
 
 M = Measurement("system.network.io{network.io.direction=receive}", "By/s")

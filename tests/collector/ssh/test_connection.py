@@ -52,7 +52,7 @@ def refused(links: Links, target: Target) -> ProbeFailure:
 def test_a_host_is_asked_and_its_connection_kept(server: SshServer) -> None:
     answers = asyncio.run(ask(make_links(server.known_hosts_line), *[server.target()] * 5))
     assert [answer.output for answer in answers] == [OUTPUT] * 5
-    assert (server.connections, server.sessions.total()) == (1, 5)
+    assert (server.connections, len(server.commands), server.sessions.total()) == (1, 1, 5)
     assert server.users == ["monitor"]
 
 
@@ -79,11 +79,13 @@ def test_a_host_that_hangs_anywhere_holds_its_place_until_the_deadline_only(
     assert str(server.port) in failure.diagnosis.evidence
 
 
-def test_a_command_that_never_closes_is_over_with_its_last_line(server: SshServer) -> None:
-    server.mode = "open"
-    [first, second] = asyncio.run(ask(make_links(server.known_hosts_line), *[server.target()] * 2))
-    assert first.output == second.output == OUTPUT
+def test_a_probe_that_ends_after_its_answer_is_started_again(server: SshServer) -> None:
+    """An older one, to which the key is bound."""
+    server.mode = "once"
+    answers = asyncio.run(ask(make_links(server.known_hosts_line), *[server.target()] * 3))
+    assert [answer.output for answer in answers] == [OUTPUT] * 3
     assert server.connections == 1
+    assert len(server.commands) == 3
 
 
 def test_output_without_end_is_cut_at_the_limit(server: SshServer) -> None:

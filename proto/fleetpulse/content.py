@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from agent.outcome import CheckOutcome, Failure, Reading, Values, Verdict
 from fleetpulse.model import CheckKey, CheckLayout, CheckResult, Layout, Measurement, State
+from fleetpulse.outcome import CheckOutcome, Failure, Reading, Values, Verdict
 
 MAX_MESSAGE = 1_000
 """Characters of a check's message that are kept."""
@@ -59,17 +59,28 @@ class ReportBuilder:
             known[outcome.name] = {instance: entry.measurements for instance, entry in found.items()}
             entries |= {CheckKey(outcome.name, instance): entry for instance, entry in found.items()}
         self._known = known
-        keys = sorted(entries)
-        checks = tuple(CheckLayout(key, entries[key].measurements) for key in keys)
-        if checks != self._layout.checks:
-            self._layout = Layout(checks)
-        values = tuple(value for key in keys for value in entries[key].values)
+        if not self._fits(entries):
+            self._layout = Layout(
+                tuple(CheckLayout(key, entries[key].measurements) for key in sorted(entries))
+            )
+        ordered = [entries[check.key] for check in self._layout.checks]
+        values = tuple([value for entry in ordered for value in entry.values])
         results = tuple(
-            CheckResult(index, *verdict)
-            for index, key in enumerate(keys)
-            if (verdict := entries[key].verdict) is not None
+            [
+                CheckResult(index, *entry.verdict)
+                for index, entry in enumerate(ordered)
+                if entry.verdict is not None
+            ]
         )
         return ReportContent(self._layout, values, results)
+
+    def _fits(self, entries: Mapping[CheckKey, _Entry]) -> bool:
+        """Whether the layout is still that of `entries`; keys are different from each other on both sides."""
+        checks = self._layout.checks
+        return len(checks) == len(entries) and all(
+            (entry := entries.get(key)) is not None and entry.measurements == measured
+            for key, measured in checks
+        )
 
     def _entries(self, outcome: CheckOutcome) -> dict[str, _Entry]:
         known = self._known.get(outcome.name, {})
@@ -114,13 +125,18 @@ def _entry(reading: Reading | Failure, known: tuple[Measurement, ...]) -> _Entry
     if isinstance(reading, Failure):
         return _failed(reading, known)
     if isinstance(reading, Verdict):
-        return _measured(reading.values, (reading.state, _message(reading.message)))
-    return _measured(reading, None)
+        return _measured(reading.values, (reading.state, _message(reading.message)), known)
+    return _measured(reading, None, known)
 
 
-def _measured(values: Values, verdict: tuple[State, str] | None) -> _Entry:
+def _measured(values: Values, verdict: tuple[State, str] | None, known: tuple[Measurement, ...]) -> _Entry:
+    if len(values) == len(known):  # most often the same ones: to sort them takes longer than the rest
+        try:
+            return _Entry(known, tuple([_finite(values[m]) for m in known]), verdict)
+        except KeyError:
+            pass
     measurements = tuple(sorted(values))
-    return _Entry(measurements, tuple(_finite(values[m]) for m in measurements), verdict)
+    return _Entry(measurements, tuple([_finite(values[m]) for m in measurements]), verdict)
 
 
 def _failed(failure: Failure, known: tuple[Measurement, ...]) -> _Entry:

@@ -12,8 +12,11 @@ from fleetpulse.model import Measurement, State
 Values = Mapping[Measurement, float]
 """One number per series of one check instance; NaN where it could not be measured."""
 
-
 _NO_VALUES: Values = MappingProxyType({})
+
+
+class NoData(Exception):
+    """The machine has nothing of the kind that the check looks at, which is no error."""
 
 
 class Verdict(NamedTuple):

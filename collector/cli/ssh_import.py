@@ -1,0 +1,212 @@
+"""collector-cli ssh import: the machines of an Ansible inventory are reached as Ansible reaches them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+import msgspec
+
+from collector.cli import options
+from collector.cli.ansible_ssh import Refused, Understood, understand
+from collector.cli.change import ask, change, yes_option
+from collector.cli.find import describe
+from collector.cli.inventory import Machine
+from collector.cli.inventory_file import read_inventory
+from collector.cli.output import Cell, Line, Page, Table, summary
+from collector.cli.session import CliError, Session, complain
+from collector.cli.ssh_plan import Outcome, Step, Wanted, bring_about, plan, remove_polled
+from collector.core.render import count, listed
+from collector.core.ssh_settings import SshSettings
+from collector.store.reading import HostLine, load_lines
+from collector.store.ssh_hosts import load_polled_numbers, note_change
+from collector.store.store import Transaction
+from fleetpulse.convert import MAX_GROUPS
+from fleetpulse.model import State
+
+_SHOWN = 5  # machines that are refused, or left out
+_KEPT = ("interval", "timeout", "concurrency", "fallback")  # what an inventory need not say
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was done, or would be."""
+
+    steps: list[Step]
+    removed: list[HostLine]
+    left_out: Mapping[str, str]
+    is_dry_run: bool
+
+    @property
+    def state(self) -> State:
+        """Done is done."""
+        return State.OK
+
+    def page(self, rows: int | None) -> Page:
+        """The counts, then each machine."""
+        outcomes = Counter(step.outcome for step in self.steps)
+        text = ", ".join(f"{outcomes[outcome]} {outcome.value}" for outcome in Outcome)
+        if self.removed:
+            text += f", {len(self.removed)} removed"
+        if self.is_dry_run:
+            text = f"would be: {text}"
+        page: list[Line | Table] = [summary(self.state, text)]
+        cells = [
+            (Cell(step.name, "strong"), Cell(step.outcome.value), Cell(", ".join(step.changes) or "-"))
+            for outcome in Outcome
+            for step in self.steps
+            if step.outcome is outcome
+        ]
+        cells += [(Cell(host.hostname, "strong"), Cell("removed"), Cell("-")) for host in self.removed]
+        cells += [
+            (Cell(name, "strong"), Cell("left out"), Cell(f"ansible_connection is {connection}"))
+            for name, connection in self.left_out.items()
+        ]
+        return [*page, Table(("HOST", "WHAT", "CHANGES"), cells[:rows])]
+
+    def as_json(self) -> dict[str, object]:
+        """See docs/cli.md."""
+        return {
+            "dry_run": self.is_dry_run,
+            **{
+                outcome.value: [step.name for step in self.steps if step.outcome is outcome]
+                for outcome in Outcome
+            },
+            "removed": [host.hostname for host in self.removed],
+            "left_out": list(self.left_out),
+        }
+
+
+@click.command("import", short_help="The same for the machines of an inventory.")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path, allow_dash=True))
+@click.option(
+    "--group",
+    "groups",
+    multiple=True,
+    metavar="NAME",
+    help="Put all of them into this group, too; may be repeated.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--prune", is_flag=True, help="Remove the polled hosts that are not in the inventory.")
+@yes_option
+@options.json_option
+@click.pass_obj
+def command(
+    session: Session,
+    path: Path,
+    groups: tuple[str, ...],
+    *,
+    dry_run: bool,
+    prune: bool,
+    yes: bool,
+    as_json: bool,
+) -> int:
+    """Poll the machines of an inventory, reached as Ansible reaches them. Again changes only what differs.
+
+    FILE is the JSON of ansible-inventory --list, or has one name a line; - is standard input. Address,
+    port, user, key, jump host and options are taken from the variables that Ansible has for them, and
+    replace what was said before; fleetpulse_ssh_interval and fleetpulse_ssh_timeout may be set, too. A
+    polled host is in the groups of the inventory and no others. Hosts that have an agent get settings
+    only. Machines that Ansible does not reach over SSH are left out.
+
+    All of the machines, or none: a variable that is still a template, or makes no sense, is told, and
+    nothing is changed.
+
+    \b
+    Examples:
+      ansible-inventory --list | collector-cli ssh import - --dry-run
+      ansible-inventory --list | collector-cli ssh import - --prune --yes
+      collector-cli ssh import names.txt --group lab-3
+
+    Exit codes: 0 done, or nothing to do; 3 nothing was done, and the message says why.
+    """
+    options.check_groups(groups)
+    understood = _understand(read_inventory(path))
+    wanted = [
+        Wanted(name, partial(_settled, said.settings), _groups(name, machine, groups), only_groups=True)
+        for name, (machine, said) in understood.items()
+        if not said.other_connection
+    ]
+    left_out = {
+        name: said.other_connection for name, (_, said) in understood.items() if said.other_connection
+    }
+    site = session.loaded.config.ssh
+    with session.store() as store:
+        surplus: list[HostLine] = []
+        if dry_run or prune:
+            with store.transaction(write=False) as tx:
+                steps = plan(tx, wanted)
+                surplus = _surplus(tx, steps, left_out) if prune else []
+        if surplus and not yes and not dry_run:
+            ask(
+                f"Remove {count(len(surplus), 'host')} that the inventory does not name?",
+                map(describe, surplus),
+            )
+        if not dry_run:
+
+            def write(tx: Transaction, now: int) -> tuple[list[Step], list[HostLine]]:
+                done = bring_about(tx, wanted, site, now)
+                return done, _prune(tx, surplus, now)
+
+            steps, surplus = change(store, write)
+    _note_ignored(understood)
+    return session.answer(Imported(steps, surplus, left_out, dry_run), as_json=as_json)
+
+
+def _understand(machines: Mapping[str, Machine]) -> dict[str, tuple[Machine, Understood]]:
+    understood, refused = {}, []
+    for name, machine in machines.items():
+        try:
+            understood[name] = machine, understand(machine.variables)
+        except Refused as error:
+            refused.append(f"{name}: {error}")
+    if refused:
+        raise CliError(f"nothing was changed, because of {count(len(refused), 'machine')}: {_some(refused)}")
+    return understood
+
+
+def _settled(said: SshSettings, stored: SshSettings) -> SshSettings:
+    """The inventory says all of how a host is reached, and need not say how often."""
+    kept = {name: getattr(said, name) or getattr(stored, name) for name in _KEPT[:3]}
+    return msgspec.structs.replace(said, **kept, fallback=stored.fallback)
+
+
+def _groups(name: str, machine: Machine, others: tuple[str, ...]) -> tuple[str, ...]:
+    groups = tuple(dict.fromkeys((*machine.groups, *others)))
+    if len(groups) > MAX_GROUPS:
+        raise CliError(f"{name} would be in {len(groups)} groups; at most {MAX_GROUPS} are possible")
+    return groups
+
+
+def _surplus(tx: Transaction, steps: list[Step], left_out: Mapping[str, str]) -> list[HostLine]:
+    """The polled hosts that the inventory does not name."""
+    named = {step.host.host for step in steps if step.host is not None}
+    lines = load_lines(tx, sorted(load_polled_numbers(tx) - named))
+    kept = {name.casefold() for name in left_out}
+    found = [host for host in lines.values() if host.hostname.casefold() not in kept]
+    return sorted(found, key=lambda host: (host.hostname, host.host_id))
+
+
+def _prune(tx: Transaction, surplus: list[HostLine], now: int) -> list[HostLine]:
+    """Remove those that are still polled: an agent may have spoken meanwhile."""
+    if not surplus:
+        return []
+    note_change(tx)
+    polled = load_polled_numbers(tx, [host.host for host in surplus])
+    return remove_polled(tx, [host for host in surplus if host.host in polled], now)
+
+
+def _note_ignored(understood: Mapping[str, tuple[Machine, Understood]]) -> None:
+    ignored = Counter(name for _, said in understood.values() for name in dict.fromkeys(said.ignored))
+    if ignored:
+        names = listed([f"{name} of {count(number, 'machine')}" for name, number in sorted(ignored.items())])
+        complain(f"options of ssh without a meaning here are left out: {names}")
+
+
+def _some(texts: list[str]) -> str:
+    more = len(texts) - _SHOWN
+    return "; ".join(texts[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,225 @@
+"""What has to be done so that hosts are reached over SSH as somebody said; doing it again changes nothing."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from collector.cli.session import CliError
+from collector.cli.ssh_options import changes
+from collector.config import Ssh
+from collector.core.ssh_settings import POLLED, SshSettings
+from collector.core.status import Event, EventKind, HostRecord
+from collector.store.enrolment import AmbiguousName, KnownRecord, load_known_names
+from collector.store.hosts import add_hosts, find_hosts, remove_host
+from collector.store.reading import HostLine, load_groups, load_lines
+from collector.store.ssh_hosts import (
+    SshHost,
+    add_to_groups,
+    load_group_settings,
+    load_polled_numbers,
+    load_ssh_hosts,
+    note_change,
+    save_ssh_hosts,
+    take_from_groups,
+)
+from collector.store.statuses import write_events
+from collector.store.store import Transaction
+from fleetpulse.convert import MAX_NAME
+from fleetpulse.model import parse_host_id
+
+_SPECIAL = ",*?!|/@#\\\"'"  # means something else in known_hosts, or to ssh
+
+
+class Wanted(NamedTuple):
+    """A machine, how what is stored of it is to become, and its groups.
+
+    `only_groups`: a polled host is in no others.
+    """
+
+    name: str
+    settle: Callable[[SshSettings], SshSettings]
+    groups: tuple[str, ...]
+    only_groups: bool = False
+
+
+class Outcome(enum.StrEnum):
+    """What has to be done for a machine."""
+
+    CREATED = "created"
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+
+
+class Step(NamedTuple):
+    """What has to be done for one machine. `host` is None for one that becomes a record."""
+
+    name: str
+    host: HostLine | None
+    host_id: str
+    outcome: Outcome
+    settings: SshSettings
+    polled: bool
+    joins: tuple[str, ...]
+    leaves: tuple[str, ...]
+    changes: tuple[str, ...]
+
+
+def plan(tx: Transaction, wanted: Sequence[Wanted]) -> list[Step]:
+    """Compare what is wanted with what is stored. Raises CliError for a name that is no one host's."""
+    known = load_known_names(tx)
+    records = {one.name: record for one in wanted if (record := _find(known.find, one.name)) is not None}
+    _check_twice(records)
+    numbers = sorted(record.host for record in records.values())
+    lines = load_lines(tx, numbers)
+    stored = {one.host: one for one in load_ssh_hosts(tx, numbers)}
+    polled = load_polled_numbers(tx, numbers)
+    groups = load_groups(tx, numbers)
+    steps = []
+    for one in wanted:
+        record = records.get(one.name)
+        line = lines.get(record.host) if record is not None else None
+        if line is None:
+            steps.append(_creation(one))
+        else:
+            number = line.host
+            steps.append(_change(one, line, stored.get(number), number in polled, groups.get(number, ())))
+    return steps
+
+
+def carry_out(tx: Transaction, steps: Sequence[Step], site: Ssh, now: int) -> None:
+    """Write what has to be done. Call it in the transaction that made the plan, after `note_change`."""
+    _create(tx, [step for step in steps if step.host is None], site, now)
+    known = [(step, step.host.host) for step in steps if step.host is not None]
+    changed = [(step, host) for step, host in known if step.outcome is Outcome.CHANGED]
+    save_ssh_hosts(tx, [(host, step.settings, step.polled) for step, host in changed])
+    add_to_groups(tx, [(host, group) for step, host in changed for group in step.joins])
+    take_from_groups(tx, [(host, group) for step, host in changed for group in step.leaves])
+
+
+def bring_about(tx: Transaction, wanted: Sequence[Wanted], site: Ssh, now: int) -> list[Step]:
+    """Plan and carry out, in one transaction; what was done."""
+    steps = plan(tx, wanted)
+    if all(step.outcome is Outcome.UNCHANGED for step in steps):
+        return steps
+    # Whoever does the same at this moment waits here, and then sees the records that were made.
+    note_change(tx)
+    steps = plan(tx, wanted)
+    carry_out(tx, steps, site, now)
+    return steps
+
+
+def remove_polled(tx: Transaction, hosts: Iterable[HostLine], now: int) -> list[HostLine]:
+    """Delete hosts with all that is stored of them, and write the events; those that were still there."""
+    removed = [host for host in hosts if remove_host(tx, host.host)]
+    write_events(
+        tx,
+        [(host.host, host.hostname, Event(now, EventKind.REMOVED, old=host.hostname)) for host in removed],
+    )
+    return removed
+
+
+def name_problem(name: str) -> str:
+    """Why a machine without a record cannot be called so; empty if it can."""
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable() or any(map(str.isspace, name)):
+        return f"a name has 1 to {MAX_NAME} printable characters without blanks"
+    if "@" in name:
+        return "a host is called without the user, which --user says"
+    special = [character for character in _SPECIAL if character in name]
+    if special:
+        return f"a name that ssh takes for something else, by {' '.join(special)}"
+    if name.startswith("-"):
+        return "a name does not begin with a dash"
+    return ""
+
+
+def _find(find: Callable[[str], KnownRecord | None], name: str) -> KnownRecord | None:
+    try:
+        record = find(name)
+    except AmbiguousName as error:
+        raise CliError(f"{error}; rename or remove one of them") from None
+    if record is None:
+        if _is_uuid(name):
+            raise CliError(f"no host {name}; see: collector-cli hosts")
+        problem = name_problem(name)
+        if problem:
+            raise CliError(f"{name!r}: {problem}")
+    return record
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        parse_host_id(text.lower())
+    except ValueError:
+        return False
+    return True
+
+
+def _check_twice(records: Mapping[str, KnownRecord]) -> None:
+    named: dict[int, str] = {}
+    for name, record in records.items():
+        other = named.setdefault(record.host, name)
+        if other != name:
+            raise CliError(
+                f"{other} and {name} are one host here: {record.hostname} ({record.host_id}), whose machine "
+                f"calls itself {record.own_name or record.hostname}; leave one of them out"
+            )
+
+
+def _creation(wanted: Wanted) -> Step:
+    settings = wanted.settle(SshSettings())
+    return Step(wanted.name, None, str(uuid.uuid4()), Outcome.CREATED, settings, True, wanted.groups, (), ())
+
+
+def _change(
+    wanted: Wanted, line: HostLine, stored: SshHost | None, was_polled: bool, groups: tuple[str, ...]
+) -> Step:
+    before = stored.settings if stored is not None else SshSettings()
+    settings = wanted.settle(before)
+    polled = line.agent_version in ("", POLLED)
+    # What an agent says of its groups is its own business.
+    joins = tuple(group for group in wanted.groups if polled and group not in groups)
+    leaves = tuple(group for group in groups if wanted.only_groups and polled and group not in wanted.groups)
+    differences = changes(before, settings)
+    if polled and not was_polled:
+        differences.append("is polled from now on")
+    elif stored is None or stored.problem:
+        differences.append("SSH is asked from now on when its agent is silent")
+    differences += [f"joins {group}" for group in joins] + [f"leaves {group}" for group in leaves]
+    outcome = Outcome.CHANGED if differences else Outcome.UNCHANGED
+    return Step(
+        line.hostname, line, line.host_id, outcome, settings, polled, joins, leaves, tuple(differences)
+    )
+
+
+def _create(tx: Transaction, steps: Sequence[Step], site: Ssh, now: int) -> None:
+    if not steps:
+        return
+    from collector.ssh.target import Resolver  # takes a while, and is needed only now
+
+    resolver, settings_of_groups = Resolver(site), load_group_settings(tx)
+    records = []
+    for step in steps:
+        groups = tuple(sorted(step.joins))
+        host = SshHost(
+            host=0,
+            host_id=step.host_id,
+            name=step.name,
+            address="",
+            interval=0,
+            ttl=0,
+            is_polled=True,
+            settings=step.settings,
+            groups=groups,
+        )
+        target = resolver.target(host, settings_of_groups)
+        interval, ttl = round(target.interval * 1000), round(target.ttl * 1000)
+        records.append(HostRecord(step.host_id, step.name, "", "", "", "", interval, ttl))
+    add_hosts(tx, records, now)
+    found = find_hosts(tx, [step.host_id for step in steps])
+    numbers = {step.host_id: found[step.host_id].host for step in steps}
+    save_ssh_hosts(tx, [(numbers[step.host_id], step.settings, True) for step in steps])
+    add_to_groups(tx, [(numbers[step.host_id], group) for step in steps for group in step.joins])
+    write_events(tx, [(numbers[step.host_id], step.name, Event(now, EventKind.ADDED)) for step in steps])

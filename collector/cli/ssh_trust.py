@@ -1,0 +1,95 @@
+"""collector-cli ssh trust: which host keys are trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from collector.cli import options
+from collector.cli.change import yes_option
+from collector.cli.session import Session
+
+
+@click.command("trust", short_help="Trust the keys that hosts show.")
+@click.argument("names", nargs=-1, metavar="[HOST]...")
+@yes_option
+@click.option("--replace", is_flag=True, help="Also where another key was trusted, which is forgotten.")
+@click.option("--fingerprint", metavar="SHA256:...", help="Only the key of this fingerprint; asks nothing.")
+@click.option(
+    "--known-hosts",
+    "known_hosts",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Trust the keys in a known_hosts file; - is standard input.",
+)
+@click.option(
+    "--ca",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="Trust the hosts that show a certificate of this CA, a public key.",
+)
+@click.option("--for", "pattern", metavar="PATTERN", help="With --ca: only hosts called so.  [default: *]")
+@click.option("--list", "is_list", is_flag=True, help="List the trusted keys.")
+@click.option(
+    "--forget", multiple=True, metavar="NAME", help="Trust no key of NAME any more; may be repeated."
+)
+@options.json_option
+@click.pass_obj
+def command(
+    session: Session,
+    names: tuple[str, ...],
+    known_hosts: Path | None,
+    ca: Path | None,
+    pattern: str | None,
+    forget: tuple[str, ...],
+    fingerprint: str | None,
+    *,
+    yes: bool,
+    replace: bool,
+    is_list: bool,
+    as_json: bool,
+) -> int:
+    """Trust the keys that hosts show, once somebody has compared their fingerprints.
+
+    The collector talks to no host whose key is not trusted: somebody in between could answer for it.
+    HOST, a whole hostname or UUID, or a jump host on the way to one, is asked for its keys, which are
+    shown, and trusted for that host if you say so. Compare them with what the machine itself says, on
+    its console: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub
+
+    A host that shows another key than the trusted one is refused, and its collector's event says so,
+    until it is trusted with --replace.
+
+    \b
+    Examples:
+      collector-cli ssh trust printer-3 printer-4
+      collector-cli ssh trust printer-3 --fingerprint SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU
+      collector-cli ssh trust --known-hosts ~/.ssh/known_hosts
+      collector-cli ssh trust --ca /etc/ssh/host_ca.pub --for '*.lab.example.org'
+      collector-cli ssh trust --list
+      collector-cli ssh trust --forget printer-3
+
+    Exit codes: 0 all of them are trusted; 1 a host did not show a key; 2 a host shows another key than
+    the trusted one; 3 nothing was done, and the message says why.
+    """
+    from collector.cli import ssh_trust_hosts, ssh_trust_lines
+
+    ways = [bool(names), known_hosts is not None, ca is not None, is_list, bool(forget)]
+    if sum(ways) != 1:
+        raise click.UsageError("give one of: HOST..., --known-hosts, --ca, --list, --forget")
+    if (replace or fingerprint is not None) and not names:
+        raise click.UsageError("--replace and --fingerprint go with HOST")
+    if fingerprint is not None and len(names) != 1:
+        raise click.UsageError("--fingerprint is of one HOST")
+    if pattern is not None and ca is None:
+        raise click.UsageError("--for goes with --ca")
+    if names:
+        wanted = ssh_trust_hosts.Wish(names, fingerprint or "", replace=replace, yes=yes)
+        return ssh_trust_hosts.trust_hosts(session, wanted, as_json=as_json)
+    if known_hosts is not None:
+        return ssh_trust_lines.take_file(session, known_hosts, as_json=as_json)
+    if ca is not None:
+        return ssh_trust_lines.take_authority(session, ca, pattern or "*", as_json=as_json)
+    if is_list:
+        return ssh_trust_lines.show_lines(session, as_json=as_json)
+    return ssh_trust_lines.forget(session, forget, as_json=as_json)
