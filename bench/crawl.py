@@ -212,9 +212,9 @@ def _poller(database: MariadbServer, lab: Lab, interval: float) -> Iterator[Poll
             "FLEETPULSE_SSH_INTERVAL": f"{interval:g}s",
             "FLEETPULSE_SSH_CONCURRENCY": "100",
             "FLEETPULSE_SSH_KEYS": str(lab.folder / "client_key"),
-            "FLEETPULSE_SSH_KNOWN_HOSTS": str(lab.folder / "known_hosts"),
         }
         site.cli("ssh", "import", str(lab.folder / "inventory.json"), check=True)
+        site.cli("ssh", "trust", "--known-hosts", str(lab.folder / "known_hosts"), check=True)
         database.query("FLUSH STATUS")
         yield Poller(site.collector(upgrade=False), lab, database)
 

@@ -35,7 +35,7 @@ from tests.processes import running_site, wait_until
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 CONFIGURATION, RULES, AGENT = ("configuration.md", "rules.md", "agent.md")
-RELIABILITY, SECURITY = "reliability.md", "security.md"
+RELIABILITY, SECURITY, SSH = "reliability.md", "security.md", "ssh.md"
 
 
 def section(document: str, heading: str) -> str:
@@ -328,7 +328,7 @@ def test_every_log_line_named_is_in_the_agent() -> None:
         assert any(code(line) in source for source in sources), line
 
 
-@pytest.mark.parametrize(("document", "least"), [(RELIABILITY, 40), (SECURITY, 20)])
+@pytest.mark.parametrize(("document", "least"), [(RELIABILITY, 40), (SECURITY, 20), (SSH, 20)])
 def test_every_test_that_shows_a_promise_exists(document: str, least: int) -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / document).read_text(encoding="utf-8"))
     assert len(named) > least
@@ -338,7 +338,7 @@ def test_every_test_that_shows_a_promise_exists(document: str, least: int) -> No
 
 
 def test_links_lead_somewhere() -> None:
-    for document in (CONFIGURATION, RULES, AGENT, RELIABILITY, SECURITY):
+    for document in (CONFIGURATION, RULES, AGENT, RELIABILITY, SECURITY, SSH):
         text = (DOCS / document).read_text(encoding="utf-8")
         for name, _, anchor in (
             link.partition("#") for link in re.findall(r"]\(([\w.]+(?:#[\w-]+)?)\)", text)

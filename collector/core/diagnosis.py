@@ -56,15 +56,17 @@ class Neighbour(NamedTuple):
         return now - self.received_at <= 1.5 * self.interval or now - self.health_at <= 1.5 * asked_every
 
 
-def of_probe(agent: str, uptime: float, silent_for: int) -> Diagnosis:
+def of_probe(agent: str, uptime: float, silent_for: int, *, is_another_boot: bool) -> Diagnosis:
     """The host answered over SSH, so it is its agent that does not speak.
 
     `agent` is what the probe saw of the agent's unit, `uptime` in seconds (NaN: not known), `silent_for` in
-    milliseconds.
+    milliseconds; `is_another_boot`: than that in which the agent was heard last.
     """
     lines = [agent or "nothing could be read of the unit fleetpulse-agent"]
     if uptime * 1000 < silent_for:
         lines.insert(0, f"booted {duration(uptime * 1000)} ago")
+    elif is_another_boot:  # a container has the uptime of its machine
+        lines.insert(0, "booted since it was heard")
     return Diagnosis(DiagnosisKind.AGENT_DEAD, "; ".join(lines)[:MAX_EVIDENCE])
 
 

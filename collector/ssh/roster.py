@@ -11,6 +11,7 @@ from collector.ssh.polled import PolledHost
 from collector.ssh.silent import SilentAgent, not_probed, why_not
 from collector.ssh.target import Resolver, Target
 from collector.store.ssh_hosts import SilentHost, SshHost
+from fleetpulse.config import ConfigError
 from fleetpulse.model import Layout
 
 _FIRST_TURNS = 5.0  # seconds over which hosts are spread that are all due at once
@@ -47,14 +48,18 @@ class Roster:
         return [one.host for one in policy.polled if found.is_mine(one.host) and one.host not in self._polled]
 
     def take_polled(self, found: Look, policy: Policy, layouts: Mapping[int, Layout], now: int) -> Moves:
-        """Poll what is ours now, and leave what is not. `now` in milliseconds. Raises ConfigError."""
+        """Poll what is ours now, and leave what is not. `now` in milliseconds."""
         moves = Moves()
         mine = {one.host: one for one in policy.polled if found.is_mine(one.host)}
-        targets = {
-            host: self._resolver.target(one, policy.groups)
-            for host, one in mine.items()
-            if not self._is_unusable(one, one.problem, moves)
-        }
+        targets: dict[int, Target] = {}
+        for host, one in mine.items():
+            why = one.problem
+            try:
+                targets[host] = self._resolver.target(one, policy.groups)
+            except ConfigError as error:
+                why = why or str(error)
+            if self._is_unusable(one, why, moves):
+                targets.pop(host, None)
         for host in self._polled.keys() - targets.keys():
             del self._polled[host]
             moves.left.append(host)
@@ -69,7 +74,7 @@ class Roster:
         return moves
 
     def take_silent(self, found: Look, policy: Policy) -> Moves:
-        """Ask hosts that have fallen silent, and leave those that are heard again. Raises ConfigError."""
+        """Ask hosts that have fallen silent, and leave those that are heard again."""
         moves = Moves()
         silent = {one.ssh.host: one for one in found.silent if one.ssh.host not in self._polled}
         for host, known in list(self._silent.items()):
@@ -84,16 +89,20 @@ class Roster:
 
     def _consider(self, silent: SilentHost, policy: Policy, moves: Moves) -> None:
         one = silent.ssh
-        effective = self._resolver.settings(one, policy.groups)
-        why = why_not(silent, effective, has_credentials=self._has_credentials)
-        if self._is_unusable(one, why, moves):
+        target: Target | None = None
+        try:
+            effective = self._resolver.settings(one, policy.groups)
+            why = why_not(silent, effective, has_credentials=self._has_credentials)
+            target = self._resolver.target(one, policy.groups)
+        except ConfigError as error:
+            why = str(error)
+        if self._is_unusable(one, why, moves) or target is None:
             if self._silent.pop(one.host, None):
                 moves.left.append(one.host)
             return
-        target = self._resolver.target(one, policy.groups)
         known = self._silent.get(one.host)
         if known is None:
-            self._silent[one.host] = SilentAgent(target, one.received_at)
+            self._silent[one.host] = SilentAgent(target, one.received_at, silent.boot_id)
             moves.due[one.host] = 0.0
         else:
             known.target = target

@@ -15,11 +15,15 @@ _UPTIME = (CheckKey("uptime"), "system.uptime")
 
 
 class SilentAgent:
-    """One of them, as long as it is silent. `heard_at` is when it was heard last, in milliseconds (0: never)."""
+    """One of them, as long as it is silent.
 
-    def __init__(self, target: Target, heard_at: int):
+    `heard_at` is when it was heard last, in milliseconds (0: never), `boot_id` that of then.
+    """
+
+    def __init__(self, target: Target, heard_at: int, boot_id: str):
         self.target = target
         self.heard_at = heard_at
+        self._boot_id = boot_id
         self.is_suspect = True
         """Nothing speaks for its being up before it has answered."""
         self.measurer = HostMeasurer()
@@ -31,7 +35,13 @@ class SilentAgent:
 
     def diagnose(self, measured: Measured, now: int) -> Diagnosis:
         """The host is up. Why its agent is not heard."""
-        return of_probe(measured.agent, _uptime(measured), now - self.heard_at if self.heard_at else 0)
+        known = bool(self._boot_id and measured.boot_id)
+        return of_probe(
+            measured.agent,
+            _uptime(measured),
+            now - self.heard_at if self.heard_at else 0,
+            is_another_boot=known and self._boot_id != measured.boot_id,
+        )
 
 
 def why_not(silent: SilentHost, effective: SshSettings, *, has_credentials: bool) -> str:

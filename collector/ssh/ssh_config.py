@@ -8,7 +8,7 @@ from pathlib import Path
 from asyncssh import ConfigParseError
 from asyncssh.config import SSHClientConfig
 
-from collector.core.ssh_settings import OPTIONS, SettingsError, SshSettings, check
+from collector.core.ssh_settings import LONGEST_POLL, OPTIONS, SettingsError, SshSettings, check
 from fleetpulse.config import ConfigError
 
 _MOST = 200_000  # hosts whose settings are remembered
@@ -51,7 +51,7 @@ class SshConfigFile:
             user=str(parsed.get("User") or ""),
             key=str(Path(str(keys[0])).expanduser()) if keys else "",
             jump=str(parsed.get("ProxyJump") or ""),
-            timeout=int(str(parsed.get("ConnectTimeout") or 0)) * 1000,
+            timeout=min(int(str(parsed.get("ConnectTimeout") or 0)), int(LONGEST_POLL)) * 1000,
             options={option: str(value) for option in OPTIONS if (value := parsed.get(option))},
         )
         check(settings)

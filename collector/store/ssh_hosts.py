@@ -40,6 +40,7 @@ class SilentHost(NamedTuple):
 
     ssh: SshHost
     added_at: int
+    boot_id: str
     is_configured: bool
     """Somebody said how it is to be reached, which allows it."""
 
@@ -110,7 +111,7 @@ def load_silent_agents(tx: Transaction, listening: Listening, expected_since: in
     Who has been silent for the shortest time comes first: it is news.
     """
     rows = tx.query(
-        f"SELECT {_COLUMNS}, s.silence, h.added_at FROM host_seen s "  # noqa: S608 - names of ours
+        f"SELECT {_COLUMNS}, s.silence, h.added_at, h.boot_id FROM host_seen s "  # noqa: S608 - names of ours
         "JOIN host h ON h.id = s.host LEFT JOIN ssh_host p ON p.host = h.id "
         "WHERE s.silence > 0 OR (s.received_at = 0 AND h.added_at < %s)",
         (expected_since,),
@@ -118,11 +119,11 @@ def load_silent_agents(tx: Transaction, listening: Listening, expected_since: in
     rows = [row for row in rows if not _is_polled(row[6], row[7])]
     groups = load_groups(tx, {row[0] for row in rows})
     found = []
-    for *row, silence, added_at in rows:
+    for *row, silence, added_at, boot_id in rows:
         is_here = presence(row[9], row[5], Silence(silence), listening.now, listening.since)
         if is_here in (Presence.STALE, Presence.NEVER_SEEN):
             one = _ssh_host(row, groups.get(row[0], ()))
-            found.append(SilentHost(one, added_at, row[7] is not None))
+            found.append(SilentHost(one, added_at, boot_id, row[7] is not None))
     found.sort(key=lambda silent: (-(silent.ssh.received_at or silent.added_at), silent.ssh.host))
     return found
 

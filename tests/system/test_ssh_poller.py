@@ -284,6 +284,30 @@ def test_a_silent_agents_host_is_asked_why_and_its_health_flows_until_the_agent_
     assert server.sessions.total() <= seen + 1
 
 
+def test_an_agent_takes_a_polled_host_over(sqlite_site: Site, server: SshServer) -> None:
+    """With the record and its history; from its first word on nobody asks over SSH any more."""
+    site = sqlite_site
+    collector = start(site, server, tls="on")
+    add_polled(site, server, {"web-1": "127.0.0.1"})
+    wait_until(lambda: is_fresh(site, "web-1"), what="a report over SSH")
+    before = site.json("show", "web-1")
+    assert before["source"] == "ssh"
+    site.enroll("web-1")
+    site.agent("web-1")
+    wait_until(lambda: site.json("show", "web-1")["source"] == "agent", what="the agent's word")
+    wait_until(lambda: not server.open, what="an end of polling")
+    polls = server.sessions.total()
+    seen = site.json("show", "web-1")["measured_at"]
+    wait_until(lambda: site.json("show", "web-1")["measured_at"] > seen, what="more of its reports")
+    after = site.json("show", "web-1")
+    assert after["added_at"] == before["added_at"]
+    assert len(site.json("hosts")["hosts"]) == 1
+    assert server.sessions.total() == polls
+    assert "conflict" not in kinds(site, "web-1")
+    assert collector.stop() == 0
+    assert "Traceback" not in collector.log
+
+
 def test_whom_nobody_may_ask_is_not_asked_and_why_is_told(sqlite_site: Site, server: SshServer) -> None:
     site = sqlite_site
     collector = start(site, server, ssh_port=str(server.port))
