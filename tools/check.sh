@@ -42,7 +42,7 @@ step "types" mypy
 step "layers" lint-imports
 step "stubs current" sh tools/stubs.sh check
 step_with npm "wire definition" sh tools/buf.sh lint
-step_with shellcheck "shell scripts" shellcheck -x .ci/run tools/*.sh collector/ssh/*.sh
+step_with shellcheck "shell scripts" shellcheck -x .ci/run tools/*.sh tests/lab/*.sh collector/ssh/*.sh
 
 if [ -n "$failed" ]; then
     echo "failed: ${failed#, }"

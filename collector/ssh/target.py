@@ -6,12 +6,14 @@ import getpass
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from collector.config import Ssh
 from collector.core.ssh_settings import SshSettings, merge
-from collector.ssh.ssh_config import SshConfigFile
 from collector.store.ssh_hosts import SshHost
+
+if TYPE_CHECKING:
+    from collector.ssh.ssh_config import SshConfigFile
 
 _INTERVALS = 3  # that may pass without a report before a polled host counts as silent
 
@@ -65,7 +67,12 @@ class Resolver:
 
     def __init__(self, site: Ssh):
         self._site = site
-        self._file = SshConfigFile(site.config_file) if site.config_file else None
+        self._file: SshConfigFile | None = None
+        if site.config_file:
+            # Not above: it loads asyncssh, which a command that only lists hosts does without.
+            from collector.ssh.ssh_config import SshConfigFile
+
+            self._file = SshConfigFile(site.config_file)
         self._user = site.user or getpass.getuser()
 
     def settings(self, host: SshHost, groups: Mapping[str, SshSettings]) -> SshSettings:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import require
 from tests.processes import PROGRAMS, Program, Site, running_site, wait_until
-from tests.ssh_net import USER, SshNet, missing_parts
+from tests.ssh_net import USER, SshNet, make_key, missing_parts
 
 # How each host is found. All but the first are asked in vain.
 HOSTS = (
@@ -216,3 +216,31 @@ def test_hosts_behind_a_jump_host(tmp_path: Path) -> None:
         )
         gate.heal()
         wait_until(lambda: site.json("status")["presence"]["fresh"] == 3, seconds=40, what="reports again")
+
+
+def test_hosts_that_a_ca_vouches_for(tmp_path: Path) -> None:
+    """Their own keys need not be known. A certificate of another CA, or for another name, is not enough."""
+    require(missing_parts())
+    with ExitStack() as stack:
+        net = stack.enter_context(SshNet())
+        site = stack.enter_context(running_site(f"sqlite:///{tmp_path}/fleet.db", tmp_path))
+        site.address = f"unix:{tmp_path}/s"
+        ca, other = make_key(tmp_path / "ca"), make_key(tmp_path / "other")
+        good = net.add("good", host_ca=ca)
+        bad = net.add("bad", host_ca=other)
+        start_collector(site, net, ssh_interval="1s", ssh_timeout="3s")
+        for host in (good, bad):
+            site.cli("ssh", "add", host.name, "--address", host.address, check=True)
+        site.cli("ssh", "trust", "--ca", f"{ca}.pub", "--for", "*", check=True)
+
+        def presences() -> dict[str, str]:
+            return {host["hostname"]: host["presence"] for host in site.json("hosts")["hosts"]}
+
+        wait_until(
+            lambda: presences() == {"good": "fresh", "bad": "never_seen"}, what=f"the good one; {presences()}"
+        )
+        good.new_host_key()  # and with it another certificate of the same CA
+        seen = site.json("show", "good")["measured_at"]
+        wait_until(lambda: site.json("show", "good")["measured_at"] > seen, what="more of its reports")
+        assert good.logins() > 0
+        assert bad.logins() == 0

@@ -116,7 +116,10 @@ def test_hosts_without_an_agent_report_by_the_same_door(
     assert "Traceback" not in collector.log
 
 
-def test_a_host_that_cannot_be_asked_is_unknown_then_silent_then_back(site: Site, server: SshServer) -> None:
+def test_a_host_that_cannot_be_asked_is_unknown_then_silent_then_back(
+    sqlite_site: Site, server: SshServer
+) -> None:
+    site = sqlite_site
     start(site, server)
     add_polled(site, server, {"web-1": "127.0.0.1", "web-2": "127.0.0.2"})
     wait_until(lambda: is_fresh(site, "web-1", "web-2"), what="reports")
@@ -135,8 +138,9 @@ def test_a_host_that_cannot_be_asked_is_unknown_then_silent_then_back(site: Site
 
 
 def test_another_host_key_is_an_event_and_unknown_and_never_accepted(
-    site: Site, server: SshServer, tmp_path: Path, machine: Machine
+    sqlite_site: Site, server: SshServer, tmp_path: Path, machine: Machine
 ) -> None:
+    site = sqlite_site
     start(site, server)
     other = tmp_path / "other"
     other.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from collector.ssh.links import Links
 from collector.ssh.session import Answer
 from collector.ssh.target import Hop, Resolver, Target
 from collector.ssh.trust import TrustedKeys
+from tests.processes import wait_until
 from tests.ssh_server import SshServer
 
 OUTPUT = b"fleetpulse-probe 1\n== uname\nLinux\n== end\n"
@@ -194,6 +196,24 @@ def test_a_key_file_that_cannot_be_used(server: SshServer, what: str) -> None:
     failure = refused(make_links(server.known_hosts_line), server.target())
     assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
     assert str(server.key_file) in failure.diagnosis.evidence
+
+
+def test_the_key_may_be_in_an_agent(server: SshServer, tmp_path: Path) -> None:
+    """Where one with a passphrase has to be."""
+    socket_path = tmp_path / "agent"
+    with subprocess.Popen(["ssh-agent", "-D", "-a", str(socket_path)], stdout=subprocess.DEVNULL) as agent:
+        try:
+            wait_until(socket_path.exists, what="the agent")
+            subprocess.run(
+                ["ssh-add", "-q", str(server.key_file)], env={"SSH_AUTH_SOCK": str(socket_path)}, check=True
+            )
+            server.key_file.unlink()
+            target = server.target(keys=(), agent=socket_path)
+            assert asyncio.run(ask(make_links(server.known_hosts_line), target))
+        finally:
+            agent.terminate()
+    failure = refused(make_links(server.known_hosts_line), target)
+    assert failure.diagnosis.kind in (DiagnosisKind.KEY_REFUSED, DiagnosisKind.NOT_PROBED)
 
 
 def test_without_anything_to_log_in_with_nothing_is_connected(server: SshServer) -> None:
