@@ -69,8 +69,8 @@ def note_findings(
 
     Whether a host is dead or out of reach is told by its neighbours.
     """
-    silent = [finding for finding, _ in findings if finding.diagnosis.kind is DiagnosisKind.HOST_DEAD]
-    neighbours = diagnoses.load_neighbours(tx) if silent else []
+    unheard = [address for finding, address in findings if finding.diagnosis.kind is DiagnosisKind.HOST_DEAD]
+    neighbours = diagnoses.load_neighbours(tx, unheard) if unheard else []
     judged = [
         finding._replace(
             diagnosis=of_no_answer(address, finding.diagnosis.evidence, neighbours, now, asked_every)

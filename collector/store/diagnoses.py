@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from collector.core.diagnosis import Diagnosis, DiagnosisKind, Neighbour
+from collector.core.diagnosis import Diagnosis, DiagnosisKind, Neighbour, network_of
 from collector.core.status import Event, EventKind
 from collector.store.reading import of_hosts
-from collector.store.ssh_hosts import load_ssh_hosts
+from collector.store.ssh_hosts import load_given_addresses
 from collector.store.statuses import write_events
 from collector.store.store import Row, Transaction
 
+_PATTERNS = 50  # networks in one statement
 _COLUMNS = "host, kind, evidence, heard_at, since, probed_at, health_at"
 
 
@@ -68,8 +69,10 @@ def save_findings(tx: Transaction, findings: Iterable[Finding], now: int) -> Non
         health_at = now if finding.has_health else known.health_at if known is not None else 0
         rows.append((host, kind.value, evidence, finding.heard_at, since, now, health_at))
         is_changed_key = kind is DiagnosisKind.HOST_KEY_CHANGED
-        if not is_same and (is_changed_key or not finding.is_polled):
-            old = known.kind.value if known is not None and known.heard_at == finding.heard_at else ""
+        old = known.kind.value if known is not None and known.heard_at == finding.heard_at else ""
+        # That nobody may ask is no news of the host, nor is what the check of a polled one says already.
+        is_quiet = finding.is_polled or (kind is DiagnosisKind.NOT_PROBED and not old)
+        if not is_same and (is_changed_key or not is_quiet):
             event = Event(
                 now,
                 EventKind.HOST_KEY_CHANGED if is_changed_key else EventKind.DIAGNOSED,
@@ -101,14 +104,31 @@ def load_diagnoses(tx: Transaction, hosts: Collection[int]) -> dict[int, StoredD
     return {row[0]: _stored(row) for row in rows}
 
 
-def load_neighbours(tx: Transaction) -> list[Neighbour]:
-    """Every host with an address, its own or the one that was given for SSH, and when it was heard."""
-    given = {one.host: one.settings.address for one in load_ssh_hosts(tx) if one.settings.address}
-    rows = tx.query(
-        "SELECT h.id, h.address, h.interval_ms, s.received_at, COALESCE(d.health_at, 0) FROM host h "
-        "JOIN host_seen s ON s.host = h.id LEFT JOIN diagnosis d ON d.host = h.id"
-    )
-    return [Neighbour(given.get(host, str(address)), *rest) for host, address, *rest in rows]
+def load_neighbours(tx: Transaction, addresses: Iterable[str]) -> list[Neighbour]:
+    """The hosts that may be of the same networks as these, at the least, and when they were heard.
+
+    Each by its own address, or the one that was given for SSH.
+    """
+    patterns = sorted({pattern for address in addresses if (pattern := _neighbourhood(address))})
+    given = load_given_addresses(tx)
+    columns = "SELECT h.id, h.address, h.interval_ms, s.received_at, COALESCE(d.health_at, 0) FROM host h "
+    joins = "JOIN host_seen s ON s.host = h.id LEFT JOIN diagnosis d ON d.host = h.id "
+    rows: dict[int, Row] = {
+        row[0]: row for row in tx.query_in(f"{columns}{joins}WHERE h.id IN (%s)", sorted(given))
+    }
+    for start in range(0, len(patterns), _PATTERNS):
+        part = patterns[start : start + _PATTERNS]
+        likes = " OR ".join(["h.address LIKE %s"] * len(part))
+        rows |= {row[0]: row for row in tx.query(f"{columns}{joins}WHERE {likes}", part)}
+    return [Neighbour(given.get(host, str(address)), *rest) for host, address, *rest in rows.values()]
+
+
+def _neighbourhood(address: str) -> str:
+    """What the addresses of a network look like at the least; empty for what is no address."""
+    if ":" in address:
+        return "%:%"  # the same network can be written in many ways
+    network = network_of(address)
+    return f"{network.rpartition('.')[0]}.%" if network else ""
 
 
 def current(diagnoses: Mapping[int, StoredDiagnosis], host: int, received_at: int) -> StoredDiagnosis | None:

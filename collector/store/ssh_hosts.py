@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from collector.core.silence import Presence, presence
@@ -105,6 +106,21 @@ def load_polled_numbers(tx: Transaction, hosts: Collection[int] | None = None) -
     return frozenset(host for host, version in rows if _is_polled(version, 1))
 
 
+def load_given_addresses(tx: Transaction) -> dict[int, str]:
+    """The addresses that were given to hosts which report from another, or from none that can be reached."""
+    rows = tx.query(
+        "SELECT p.host, p.settings FROM ssh_host p JOIN host h ON h.id = p.host WHERE p.polled = 0 OR "
+        "h.agent_version <> %s",
+        (POLLED,),
+    )
+    found = {}
+    for host, stored in rows:
+        with suppress(SettingsError):
+            if address := decode(stored).address:
+                found[host] = address
+    return found
+
+
 def load_silent_agents(tx: Transaction, listening: Listening, expected_since: int) -> list[SilentHost]:
     """The hosts with an agent that are stale, and those never heard that became known before `expected_since`.
 
@@ -113,7 +129,8 @@ def load_silent_agents(tx: Transaction, listening: Listening, expected_since: in
     rows = tx.query(
         f"SELECT {_COLUMNS}, s.silence, h.added_at, h.boot_id FROM host_seen s "  # noqa: S608 - names of ours
         "JOIN host h ON h.id = s.host LEFT JOIN ssh_host p ON p.host = h.id "
-        "WHERE s.silence > 0 OR (s.received_at = 0 AND h.added_at < %s)",
+        # What host_seen alone can say comes first: it spares looking up the hosts that are well.
+        "WHERE (s.silence > 0 OR s.received_at = 0) AND (s.silence > 0 OR h.added_at < %s)",
         (expected_since,),
     )
     rows = [row for row in rows if not _is_polled(row[6], row[7])]

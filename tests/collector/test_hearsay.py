@@ -243,6 +243,21 @@ def test_of_a_polled_host_only_another_key_is_an_event(store: Store) -> None:
     assert [kind for kind, _, _ in events(store)] == ["host-key-changed"]
 
 
+def test_that_nobody_may_ask_is_no_event(store: Store) -> None:
+    """A site without SSH has no use for one with each silence. That one may be asked no more is news."""
+    host = add(store)
+    with store.transaction() as tx:
+        save_findings(tx, [found(host, DiagnosisKind.NOT_PROBED)], 10)
+    assert not events(store)
+    with store.transaction() as tx:
+        save_findings(tx, [found(host)], 20)
+        save_findings(tx, [found(host, DiagnosisKind.NOT_PROBED)], 30)
+    assert sorted(events(store)) == [
+        ("diagnosed", "frozen", "not probed"),
+        ("diagnosed", "not probed", "frozen"),
+    ]
+
+
 def test_findings_of_removed_hosts_are_dropped(store: Store) -> None:
     with store.transaction() as tx:
         save_findings(tx, [found(99)], 10)
@@ -264,14 +279,18 @@ def test_neighbours_have_the_address_that_was_given_for_ssh(store: Store) -> Non
     fleet = Fleet(store)
     one = fleet.add("one", ago=5, address="unix")[0]
     fleet.add("two", ago=None)
+    fleet.add("three", address="192.0.20.7")
+    fleet.add("six", ago=None, address="2001:db8::1")
     with store.transaction() as tx:
         ssh_hosts.save_ssh_host(tx, one, SshSettings(address="192.0.2.50"), polled=False)
         save_findings(tx, [found(one, has_health=True)], 77)
-        neighbours = diagnoses.load_neighbours(tx)
+        neighbours = diagnoses.load_neighbours(tx, ["192.0.2.9", "web-17"])
+        of_six = diagnoses.load_neighbours(tx, ["2001:DB8:0::7"])
     assert sorted(neighbours) == [
         ("192.0.2.50", 15_000, fleet.now - 5, 77),
         ("192.0.2.7", 15_000, 0, 0),
     ]
+    assert "2001:db8::1" in [one.address for one in of_six]
 
 
 # Whom a poller asks.
