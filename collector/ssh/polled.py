@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from collector.core.diagnosis import Diagnosis
 from collector.core.ssh_settings import POLLED
@@ -33,6 +34,7 @@ class PolledHost:
         self._collector = collector
         self._record: HostRecord | None = None
         self._host = target.host
+        self._name = target.name
         self._seq = 0
         self._facts: Facts | None = None
         self._told: Diagnosis | None = None
@@ -44,7 +46,8 @@ class PolledHost:
             record = self._new_record(measured)
             if record != self._record:
                 await self._register(door, record, received_at)
-            facts = None if measured.facts == self._facts else measured.facts
+            # None at all means that the output was cut off, not that the machine has lost them.
+            facts = measured.facts if measured.facts and measured.facts != self._facts else None
             content = measured.content
             report = Report(
                 self._seq + 1,
@@ -54,7 +57,9 @@ class PolledHost:
                 content.results,
             )
             try:
-                self._seq = await door.submit(self._host, record, _EPOCH, (report,), received_at, facts)
+                self._seq = await door.submit(
+                    self._host, self._named(record), _EPOCH, (report,), received_at, facts
+                )
             except HelloNeeded:
                 self._record = None
                 if attempt == _TRIES - 1:
@@ -80,7 +85,12 @@ class PolledHost:
         answer = await door.register(record, _EPOCH, received_at, is_polled=True)
         assert isinstance(answer, Registered)  # nobody contests what the collector asks itself
         self._record, self._host, self._seq = record, answer.host, answer.committed_seq
+        self._name = answer.name
         self._facts = None
+
+    def _named(self, record: HostRecord) -> HostRecord:
+        """As the record is called, which an admin may have changed a moment ago."""
+        return record if record.hostname == self._name else replace(record, hostname=self._name)
 
     def _new_record(self, measured: Measured) -> HostRecord:
         target = self.target

@@ -190,6 +190,10 @@ class SshPoller:
     def _end_turn(self, host: int, task: asyncio.Task[None]) -> None:
         if self._tasks.get(host) is task:
             del self._tasks[host]
+        if self._roster.get(host) is not None and host not in self._schedule:
+            # It was left and is to be asked again, both while this turn was on.
+            self._schedule.put(host, asyncio.get_running_loop().time())
+            self._wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("asking a host over SSH failed by a defect", host=host, exc_info=error)
 

@@ -15,6 +15,9 @@ class Schedule:
     def __len__(self) -> int:
         return len(self._due)
 
+    def __contains__(self, host: int) -> bool:
+        return host in self._due
+
     def put(self, host: int, due: float) -> None:
         """A host is due at that time, whatever was said before."""
         self._due[host] = due
