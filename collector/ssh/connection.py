@@ -12,7 +12,7 @@ from typing import Any
 import asyncssh
 from asyncssh import SSHClientConnection, SSHKey
 
-from collector.core.diagnosis import DiagnosisKind
+from collector.core.diagnosis import Diagnosis, DiagnosisKind
 from collector.ssh.failure import ProbeFailure, Stage, of_connecting, of_handshake, of_tunnel
 from collector.ssh.keys import ClientKeys, KeyUnusable
 from collector.ssh.session import Connection
@@ -49,6 +49,8 @@ _KEY_TYPES: Sequence[Sequence[str]] = (
     ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
     ("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"),
 )
+
+_SocketAddress = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 OnStage = Callable[[Stage, str], None]
 """Is told that a stage has been passed, and what was found there."""
@@ -103,7 +105,7 @@ class Dialer:
         self._resolver = resolver
         self._keys = ClientKeys()
         self._hops: dict[tuple[object, ...], asyncio.Task[SSHClientConnection]] = {}
-        self._hop_failures: dict[tuple[object, ...], tuple[float, ProbeFailure]] = {}
+        self._hop_failures: dict[tuple[object, ...], tuple[float, Diagnosis]] = {}
         self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
 
     async def dial(self, target: Target, on_stage: OnStage = lambda _stage, _text: None) -> Connection:
@@ -167,16 +169,16 @@ class Dialer:
         if task is not None and task.done() and not _is_usable(task):
             task = None
         if task is None:
-            failed_at, failure = self._hop_failures.get(key, (0.0, None))
-            if failure is not None and time.monotonic() - failed_at < _HOP_PATIENCE:
-                raise failure
+            failed_at, diagnosis = self._hop_failures.get(key, (0.0, None))
+            if diagnosis is not None and time.monotonic() - failed_at < _HOP_PATIENCE:
+                raise ProbeFailure(*diagnosis)
             self._hops[key] = task = asyncio.create_task(self._dial_hop(target, hops))
             task.add_done_callback(_is_usable)  # or asyncio complains of a failure that nobody waited for
         try:
             return await asyncio.shield(task)
         except ProbeFailure as error:
-            self._hop_failures[key] = time.monotonic(), error
-            raise
+            self._hop_failures[key] = time.monotonic(), error.diagnosis
+            raise ProbeFailure(*error.diagnosis) from None  # each who waits has one of its own
 
     async def _dial_hop(self, target: Target, hops: tuple[Hop, ...]) -> SSHClientConnection:
         hop = self._resolver.hop(hops[-1], target.user)
@@ -272,7 +274,10 @@ class Dialer:
         failure: ProbeFailure | None = None
         try:
             async with asyncio.timeout(patience):
-                found = await loop.run_in_executor(self._lookups, _look_up, hop.host, hop.port)
+                # An address waits for no name server, nor for those who do.
+                found = _read_address(hop.host, hop.port) or await loop.run_in_executor(
+                    self._lookups, _look_up, hop.host, hop.port
+                )
         except TimeoutError:
             raise ProbeFailure(DiagnosisKind.NOT_PROBED, f"{hop.host}: name servers do not answer") from None
         except OSError as error:
@@ -315,8 +320,16 @@ async def _within(
         raise
 
 
-def _look_up(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[Any, ...]]]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+def _read_address(host: str, port: int) -> list[_SocketAddress]:
+    """What stands there, if it is an address; else nothing."""
+    try:
+        return _look_up(host, port, socket.AI_NUMERICHOST)
+    except OSError:
+        return []
+
+
+def _look_up(host: str, port: int, flags: int = 0) -> list[_SocketAddress]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     return [(family, address) for family, _, _, _, address in found]
 
 

@@ -177,6 +177,21 @@ def test_a_name_that_means_nothing(server: SshServer) -> None:
     assert "cannot be resolved" in failure.diagnosis.evidence
 
 
+def test_an_address_does_not_wait_for_name_servers(server: SshServer) -> None:
+    """Eight names that nobody answers for take up every thread for lookups."""
+
+    async def clog(links: Links) -> list[Answer]:
+        release = threading.Event()
+        for _ in range(20):
+            links.dialer._lookups.submit(release.wait, 30)
+        try:
+            return await ask(links, server.target(timeout=1.5))
+        finally:
+            release.set()
+
+    assert asyncio.run(clog(make_links(server.known_hosts_line)))
+
+
 def test_a_key_file_that_others_may_read_is_not_used(server: SshServer) -> None:
     server.key_file.chmod(0o640)
     failure = refused(make_links(server.known_hosts_line), server.target())
