@@ -14,7 +14,7 @@ from asyncssh import SSHClientConnection, SSHKey
 
 from collector.core.diagnosis import Diagnosis, DiagnosisKind
 from collector.ssh.failure import ProbeFailure, Stage, of_connecting, of_handshake, of_tunnel
-from collector.ssh.keys import ClientKeys, KeyUnusable
+from collector.ssh.keys import AgentKeys, ClientKeys, KeyUnusable
 from collector.ssh.session import Connection
 from collector.ssh.target import Hop, Resolver, Target
 from collector.ssh.trust import Trusted, TrustedKeys, fingerprint_of
@@ -50,6 +50,8 @@ _KEY_TYPES: Sequence[Sequence[str]] = (
     ("rsa-sha2-512", "rsa-sha2-256", "ssh-rsa"),
 )
 
+_ALL_KEY_TYPES = [name for types in _KEY_TYPES for name in types]
+
 _SocketAddress = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 OnStage = Callable[[Stage, str], None]
@@ -68,6 +70,8 @@ class _Watch(asyncssh.SSHClient):
     def __init__(self) -> None:
         self.connection: SSHClientConnection | None = None
         self.offered: SSHKey | None = None
+        self.offered_ca: SSHKey | None = None
+        """Which vouches for the host's key, if nobody has said that it may."""
 
     def connection_made(self, conn: SSHClientConnection) -> None:
         self.connection = conn
@@ -77,7 +81,7 @@ class _Watch(asyncssh.SSHClient):
         return False  # asked only about keys that are not trusted
 
     def validate_host_ca_key(self, host: str, addr: str, port: int, key: SSHKey) -> bool:  # noqa: ARG002
-        self.offered = key
+        self.offered_ca = key
         return False
 
     @property
@@ -104,6 +108,7 @@ class Dialer:
         self.trusted = trusted
         self._resolver = resolver
         self._keys = ClientKeys()
+        self._agents = AgentKeys()
         self._hops: dict[tuple[object, ...], asyncio.Task[SSHClientConnection]] = {}
         self._hop_failures: dict[tuple[object, ...], tuple[float, Diagnosis]] = {}
         self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
@@ -138,13 +143,11 @@ class Dialer:
         return found
 
     async def _fetch_key(
-        self, target: Target, hop: Hop, tunnel: SSHClientConnection | None, types: Sequence[str] = ()
+        self, target: Target, hop: Hop, tunnel: SSHClientConnection | None, types: Sequence[str]
     ) -> SSHKey:
-        """The key that a host offers first, or first of some types. Raises _NoSuchKey and any other ProbeFailure."""
+        """The key that a host offers first of some types. Raises _NoSuchKey and any other ProbeFailure."""
         watch = _Watch()
-        arguments = {**_arguments(target), "known_hosts": ([], [], [])}
-        if types:
-            arguments["server_host_key_algs"] = list(types)
+        arguments = {**_arguments(target), "known_hosts": ([], [], []), "server_host_key_algs": list(types)}
         failure: ProbeFailure | None = None
         try:
             await self._open(target, hop, tunnel, watch, arguments, lambda _stage, _text: None)
@@ -208,10 +211,9 @@ class Dialer:
         watch = _Watch()
         arguments = {
             **_arguments(target),
-            "known_hosts": trusted,
+            "known_hosts": trusted.for_connection,
             "host_key_alias": names[0],
-            "client_keys": self._client_keys(target),
-            "agent_path": str(target.agent) if target.agent else None,
+            **await self._credentials(target),
             **more,
         }
         try:
@@ -221,7 +223,7 @@ class Dialer:
         except (asyncssh.KeyExchangeFailed, asyncssh.ConnectionLost) as error:
             # A host that has none of the known types of keys any more ends the connection.
             if trusted.keys and watch.stage is Stage.LOGIN and not watch.has_shown_key:
-                watch.offered = await self._fetch_key(target, hop, tunnel)
+                watch.offered = await self._fetch_key(target, hop, tunnel, _ALL_KEY_TYPES)
                 if watch.offered not in trusted.keys:
                     raise _of_host_key(error, watch, trusted, names[0], _place(hop)) from None
             raise of_handshake(error, _place(hop), watch.stage, target.timeout / _SHARE) from None
@@ -302,11 +304,17 @@ class Dialer:
         assert failure is not None
         raise failure
 
-    def _client_keys(self, target: Target) -> list[Any]:
+    async def _credentials(self, target: Target) -> dict[str, Any]:
+        """What to log in with, as arguments. An agent that is away is missed only where there is no key file."""
+        problem = "" if target.agent is None else await self._agents.problem(target.agent)
+        if problem and not target.keys:
+            raise ProbeFailure(DiagnosisKind.NOT_PROBED, problem)
         try:
-            return [self._keys.load(path) for path in target.keys]
+            keys = [self._keys.load(path) for path in target.keys]
         except KeyUnusable as error:
             raise ProbeFailure(DiagnosisKind.NOT_PROBED, str(error)) from None
+        agent = None if target.agent is None or problem else str(target.agent)
+        return {"client_keys": keys, "agent_path": agent}
 
 
 async def _within(
@@ -351,12 +359,16 @@ def _arguments(target: Target) -> dict[str, Any]:
 def _of_host_key(
     error: asyncssh.DisconnectError, watch: _Watch, trusted: Trusted, name: str, place: str
 ) -> ProbeFailure:
+    if watch.offered_ca is not None:
+        text = f"{place} shows a certificate of the CA {fingerprint_of(watch.offered_ca)}, which nobody has said "
+        text += f"to be trusted for {name}; run: collector-cli ssh trust --ca FILE --for {name}"
+        return ProbeFailure(DiagnosisKind.NOT_PROBED, text)
     offered = fingerprint_of(watch.offered) if watch.offered else ""
     if watch.offered is None:  # a revoked key, or a certificate that is not good
         kind = DiagnosisKind.HOST_KEY_CHANGED if "revoked" in error.reason else DiagnosisKind.NOT_PROBED
         return ProbeFailure(kind, f"{place}: {error.reason}")
-    if trusted.keys:
-        known = ", ".join(fingerprint_of(key) for key in trusted.keys)
+    if trusted.own:
+        known = ", ".join(fingerprint_of(key) for key in trusted.own)
         text = f"{place} shows {offered}, known is {known}; if that is right: collector-cli ssh trust --replace {name}"
         return ProbeFailure(DiagnosisKind.HOST_KEY_CHANGED, text)
     text = f"{place}: nobody has said that its key {offered} is to be trusted; run: collector-cli ssh trust {name}"

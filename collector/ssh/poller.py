@@ -145,10 +145,16 @@ class SshPoller:
         """Use the keys that are trusted now. Connections made by others are closed."""
         files = self._config.ssh.known_hosts
         trust = (tuple(policy.known_hosts), *(_stamp(path) for path in files))
-        if trust != self._trust:
-            self._links.dialer.trusted = TrustedKeys(policy.known_hosts, files)
-            self._trust = trust
-            self._links.drop_all()
+        if trust == self._trust:
+            return
+        try:
+            trusted = TrustedKeys(policy.known_hosts, files)
+        except ConfigError as error:
+            log.error("only the keys in the database are trusted", error=str(error))  # noqa: TRY400 - the admin's
+            trusted = TrustedKeys(policy.known_hosts)
+        self._links.dialer.trusted = trusted
+        self._trust = trust
+        self._links.drop_all()
 
     async def _take_polled(self, found: Look, policy: Policy) -> None:
         new = self._roster.newcomers(found, policy)

@@ -346,8 +346,11 @@ main() {
         *) wish= ;;
     esac
     look "$wish" </dev/null
+    # Who runs this by a key that is bound to it may send the script all the same: that is no wish.
     while read -r wish; do
-        look "$wish" </dev/null
+        case $wish in
+            again | agent) look "$wish" </dev/null ;;
+        esac
     done
 }
 

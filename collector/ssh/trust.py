@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,13 +12,25 @@ from asyncssh import SSHKey, SSHKnownHosts
 
 from fleetpulse.config import ConfigError
 
+_DEFAULT_PORT = 22
+
 
 class Trusted(NamedTuple):
-    """What is known of one host: its keys, the CAs that may vouch for it, and keys that were revoked."""
+    """What is known of one host: its keys, the CAs that may vouch for it, and keys that were revoked.
+
+    `own` are those of the keys that another one contradicts. The others are known of its address alone, without
+    its port, where another machine may answer.
+    """
 
     keys: tuple[SSHKey, ...] = ()
     authorities: tuple[SSHKey, ...] = ()
     revoked: tuple[SSHKey, ...] = ()
+    own: tuple[SSHKey, ...] = ()
+
+    @property
+    def for_connection(self) -> tuple[tuple[SSHKey, ...], tuple[SSHKey, ...], tuple[SSHKey, ...]]:
+        """In the form that asyncssh takes."""
+        return self.keys, self.authorities, self.revoked
 
     @property
     def is_empty(self) -> bool:
@@ -42,13 +55,26 @@ class TrustedKeys:
         keys: dict[SSHKey, None] = {}
         authorities: dict[SSHKey, None] = {}
         revoked: dict[SSHKey, None] = {}
+        own: dict[SSHKey, None] = {}
         for known in self._lists:
             for name in dict.fromkeys(names):
-                found = known.match(name, "", port if port != 22 else None)
+                found = known.match(name, "", port if port != _DEFAULT_PORT else None)
                 keys |= dict.fromkeys(found[0])
                 authorities |= dict.fromkeys(found[1])
                 revoked |= dict.fromkeys(found[2])
-        return Trusted(tuple(keys), tuple(authorities), tuple(revoked))
+                if port == _DEFAULT_PORT or not _is_address(name):
+                    own |= dict.fromkeys(found[0])
+                else:
+                    own |= dict.fromkeys(known.match(f"[{name}]:{port}", "", None)[0])
+        return Trusted(tuple(keys), tuple(authorities), tuple(revoked), tuple(own))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def fingerprint_of(key: SSHKey) -> str:

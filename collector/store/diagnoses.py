@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from collector.core.diagnosis import Diagnosis, DiagnosisKind, Neighbour, network_of
 from collector.core.status import Event, EventKind
+from collector.store.hosts import load_heard
 from collector.store.reading import of_hosts
 from collector.store.ssh_hosts import load_given_addresses
 from collector.store.statuses import write_events
@@ -56,11 +57,11 @@ def save_findings(tx: Transaction, findings: Iterable[Finding], now: int) -> Non
     """Write what was found out; a diagnosis of another kind than before is an event."""
     by_host = {finding.host: finding for finding in findings}
     before = load_diagnoses(tx, by_host)
-    alive = {host for (host,) in tx.query_in("SELECT id FROM host WHERE id IN (%s)", sorted(by_host))}
+    heard = load_heard(tx, sorted(by_host))
     rows: list[Row] = []
     events: list[tuple[int | None, str, Event]] = []
     for host, finding in sorted(by_host.items()):
-        if host not in alive:
+        if heard.get(host) != finding.heard_at:  # it was removed, or has spoken since it was asked
             continue
         kind, evidence = finding.diagnosis
         known = before.get(host)

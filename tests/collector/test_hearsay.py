@@ -194,7 +194,9 @@ def test_an_agent_takes_a_polled_record_over_wherever_it_comes_from(store: Store
 # What was found out.
 
 
-def found(host: int, kind: DiagnosisKind = DiagnosisKind.FROZEN, heard_at: int = 5, **more: bool) -> Finding:
+def found(
+    host: int, kind: DiagnosisKind = DiagnosisKind.FROZEN, *, heard_at: int = 5, **more: bool
+) -> Finding:
     return Finding(host, "web-1", heard_at, Diagnosis(kind, "evidence"), **more)
 
 
@@ -204,7 +206,15 @@ def events(store: Store) -> list[tuple[str, str, str]]:
 
 
 def add(store: Store) -> int:
-    return Fleet(store).add("web-1")[0]
+    host = Fleet(store).add("web-1")[0]
+    hear(store, host, 5)
+    return host
+
+
+def hear(store: Store, host: int, at: int) -> None:
+    """The host spoke last at that time."""
+    with store.transaction() as tx:
+        tx.execute("UPDATE host_seen SET received_at = %s WHERE host = %s", (at, host))
 
 
 def test_each_other_diagnosis_of_a_silence_is_one_event(store: Store) -> None:
@@ -229,6 +239,8 @@ def test_a_diagnosis_is_of_one_silence_only(store: Store) -> None:
         stored = diagnoses.load_diagnoses(tx, [host])
         assert current(stored, host, 5) is stored[host]
         assert current(stored, host, 6) is None
+    hear(store, host, 6)
+    with store.transaction() as tx:
         save_findings(tx, [found(host, heard_at=6)], 20)
         stored = diagnoses.load_diagnoses(tx, [host])
     assert (stored[host].since, stored[host].health_at) == (20, 10)
@@ -258,6 +270,15 @@ def test_that_nobody_may_ask_is_no_event(store: Store) -> None:
     ]
 
 
+def test_what_was_found_out_is_dropped_if_the_host_has_spoken_since(store: Store) -> None:
+    host = add(store)
+    hear(store, host, 6)
+    with store.transaction() as tx:
+        save_findings(tx, [found(host)], 10)
+        assert not diagnoses.load_diagnoses(tx, [host])
+    assert not events(store)
+
+
 def test_findings_of_removed_hosts_are_dropped(store: Store) -> None:
     with store.transaction() as tx:
         save_findings(tx, [found(99)], 10)
@@ -269,7 +290,9 @@ def test_a_diagnosis_ends_when_its_host_is_heard(store: Store) -> None:
     fleet = Fleet(store)
     one, two = fleet.add("one", ago=5)[0], fleet.add("two", ago=5)[0]
     with store.transaction() as tx:
-        save_findings(tx, [found(one, heard_at=fleet.now - 5), found(two, heard_at=1)], 10)
+        save_findings(tx, [found(one, heard_at=fleet.now - 5), found(two, heard_at=fleet.now - 5)], 10)
+    hear(store, two, fleet.now)
+    with store.transaction() as tx:
         assert diagnoses.load_outdated(tx) == [two]
         diagnoses.forget_diagnoses(tx, [two])
         assert list(diagnoses.load_diagnoses(tx, [one, two])) == [one]
@@ -283,7 +306,7 @@ def test_neighbours_have_the_address_that_was_given_for_ssh(store: Store) -> Non
     fleet.add("six", ago=None, address="2001:db8::1")
     with store.transaction() as tx:
         ssh_hosts.save_ssh_host(tx, one, SshSettings(address="192.0.2.50"), polled=False)
-        save_findings(tx, [found(one, has_health=True)], 77)
+        save_findings(tx, [found(one, heard_at=fleet.now - 5, has_health=True)], 77)
         neighbours = diagnoses.load_neighbours(tx, ["192.0.2.9", "web-17"])
         of_six = diagnoses.load_neighbours(tx, ["2001:DB8:0::7"])
     assert sorted(neighbours) == [

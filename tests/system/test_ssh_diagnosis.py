@@ -239,6 +239,12 @@ def test_hosts_that_a_ca_vouches_for(tmp_path: Path) -> None:
         wait_until(
             lambda: presences() == {"good": "fresh", "bad": "never_seen"}, what=f"the good one; {presences()}"
         )
+        [stale] = site.json("stale")["hosts"]
+        wanted = "ssh trust --ca FILE --for bad"
+        wait_until(
+            lambda: wanted in str(site.json("stale")["hosts"][0]["diagnosis"]),
+            what=f"advice; {stale['diagnosis']}",
+        )
         good.new_host_key()  # and with it another certificate of the same CA
         seen = site.json("show", "good")["measured_at"]
         wait_until(lambda: site.json("show", "good")["measured_at"] > seen, what="more of its reports")

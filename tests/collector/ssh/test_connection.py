@@ -200,17 +200,30 @@ def test_a_key_file_that_others_may_read_is_not_used(server: SshServer) -> None:
     assert server.connections == 0
 
 
-@pytest.mark.parametrize("what", ["missing", "rubbish", "passphrase"])
-def test_a_key_file_that_cannot_be_used(server: SshServer, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("missing", "cannot read"),
+        ("rubbish", "is no private key"),
+        ("passphrase", "ssh-agent"),
+        ("public", "client"),
+    ],
+)
+def test_a_key_file_that_cannot_be_used(server: SshServer, what: str, said: str) -> None:
     if what == "missing":
         server.key_file.unlink()
     elif what == "rubbish":
         server.key_file.write_text("rubbish")
     else:
         server.client_key.write_private_key(server.key_file, passphrase="secret")
-    failure = refused(make_links(server.known_hosts_line), server.target())
+    target = server.target()
+    if what == "public":
+        target = server.target(keys=(server.key_file.with_suffix(".pub"),))
+        target.keys[0].write_bytes(server.client_key.export_public_key())
+    failure = refused(make_links(server.known_hosts_line), target)
     assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
-    assert str(server.key_file) in failure.diagnosis.evidence
+    assert str(server.key_file.with_suffix("")) in failure.diagnosis.evidence
+    assert said in failure.diagnosis.evidence
 
 
 def test_the_key_may_be_in_an_agent(server: SshServer, tmp_path: Path) -> None:
@@ -228,7 +241,19 @@ def test_the_key_may_be_in_an_agent(server: SshServer, tmp_path: Path) -> None:
         finally:
             agent.terminate()
     failure = refused(make_links(server.known_hosts_line), target)
-    assert failure.diagnosis.kind in (DiagnosisKind.KEY_REFUSED, DiagnosisKind.NOT_PROBED)
+    assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
+    assert "is ssh-agent running?" in failure.diagnosis.evidence
+
+
+def test_an_agent_without_keys_is_told_as_that(server: SshServer, tmp_path: Path) -> None:
+    socket_path = tmp_path / "agent"
+    with subprocess.Popen(["ssh-agent", "-D", "-a", str(socket_path)], stdout=subprocess.DEVNULL) as agent:
+        wait_until(socket_path.exists, what="the agent")
+        failure = refused(make_links(server.known_hosts_line), server.target(keys=(), agent=socket_path))
+        assert "holds no key" in failure.diagnosis.evidence
+        # Where there is a key file as well, nothing is missed.
+        assert asyncio.run(ask(make_links(server.known_hosts_line), server.target(agent=socket_path)))
+        agent.terminate()
 
 
 def test_without_anything_to_log_in_with_nothing_is_connected(server: SshServer) -> None:

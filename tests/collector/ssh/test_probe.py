@@ -436,3 +436,13 @@ def test_commands_of_the_probe_do_not_take_what_is_on_its_input(dash):
     out, _ = process.communicate(dash.script.encode() if isinstance(dash.script, str) else dash.script)
     assert out.endswith(probe.END + b"\n")
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("shell", [["dash"], ["bash"], ["busybox", "sh"]], ids=["dash", "bash", "busybox"])
+def test_a_script_that_is_sent_to_the_script_asks_for_nothing(shell, tmp_path):
+    """A key may be bound to the installed script; the collector sends its own all the same."""
+    file = tmp_path / "fleetpulse-probe"
+    file.write_bytes((Path(probe.__file__).parent / "probe.sh").read_bytes())
+    for sent, looks in ((probe.SCRIPT, 1), (file.read_bytes(), 1), (probe.SCRIPT + probe.wish(), 2)):
+        done = subprocess.run([*shell, str(file)], input=sent, capture_output=True, check=True, timeout=60)
+        assert done.stdout.count(b"\n" + probe.END) == looks

@@ -106,6 +106,18 @@ def test_keys_are_known_by_name_address_and_port() -> None:
     assert trusted(f"web-1 {KEY}", port=2222) == 1
 
 
+def test_a_key_of_another_port_of_the_address_contradicts_nothing() -> None:
+    """Behind a forwarded port another machine answers. The name of a record stands for the record."""
+
+    def own(line: str, port: int) -> int:
+        return len(TrustedKeys([line]).of(("web-1", "192.0.2.7"), port).own)
+
+    assert own(f"192.0.2.7 {KEY}", 22) == 1
+    assert own(f"192.0.2.7 {KEY}", 2222) == 0
+    assert own(f"[192.0.2.7]:2222 {KEY}", 2222) == 1
+    assert own(f"web-1 {KEY}", 2222) == 1
+
+
 def test_authorities_and_revoked_keys_are_no_keys() -> None:
     found = TrustedKeys([f"@cert-authority *.lab {KEY}", f"@revoked * {KEY}"]).of(("web-1.lab",), 22)
     assert (len(found.keys), len(found.authorities), len(found.revoked)) == (0, 1, 1)
