@@ -40,7 +40,7 @@ def hardware_id(devices: Iterable[NetworkDevice], board_serial: str) -> str:
     """A hash of what identifies this hardware, for this application alone; empty if nothing does.
 
     HMAC-SHA256 keyed by the values over the application's id, cut to 128 bits and marked as a version 4
-    UUID, as `agent.identity.machine_fingerprint` does it. Nothing can be concluded from it.
+    UUID, as `fleetpulse.machine.fingerprint` does it. Nothing can be concluded from it.
     """
     known = sorted({device for device in devices if device.address.strip("0:")})
     built_in = [device.address for device in known if not device.is_usb]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
 import socket
 import uuid
@@ -11,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.state_dir import flush_directory, put_in_place, write_aside
+from fleetpulse.machine.fingerprint import machine_fingerprint
 from fleetpulse.model import HostId, parse_host_id
 
-_APP_ID = uuid.UUID("0b4e7c52-6d0f-4d3c-9a6e-5f1f5a1d7c11")
 _MACHINE_ID = Path("/etc/machine-id")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -81,20 +79,6 @@ def replace_host_id(path: Path, host_id: HostId) -> None:
         put_in_place(write_aside(path, f"{host_id}\n".encode()), path)
     except OSError as error:
         raise IdentityError(f"cannot store the host's id in {path}: {_reason(error)}") from None
-
-
-def machine_fingerprint(machine_id: str) -> str:
-    """A hash of /etc/machine-id for this application alone; empty if that holds no id.
-
-    The same as sd_id128_get_machine_app_specific(3): HMAC-SHA256 keyed by the machine id over the
-    application's id, cut to 128 bits and marked as a version 4 UUID. The id itself is confidential.
-    """
-    try:
-        key = uuid.UUID(machine_id).bytes
-    except ValueError:
-        return ""
-    digest = hmac.new(key, _APP_ID.bytes, hashlib.sha256).digest()
-    return uuid.UUID(bytes=digest[:16], version=4).hex
 
 
 def _create_host_id(path: Path) -> HostId:

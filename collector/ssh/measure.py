@@ -20,6 +20,7 @@ from collector.ssh.parse import (
 )
 from fleetpulse.content import ReportBuilder, ReportContent
 from fleetpulse.machine import cpu, disk, filesystem, load, memory, network, processes, swap, uptime
+from fleetpulse.machine.fingerprint import machine_fingerprint
 from fleetpulse.machine.rates import CounterRates, TableRates
 from fleetpulse.model import Facts, Layout, Measurement, State
 from fleetpulse.outcome import CheckOutcome, Failure, NoData, Reading, Values, Verdict
@@ -110,7 +111,7 @@ class HostMeasurer:
             self._builder.build(outcomes),
             int(seconds * 1000) if 0 < seconds < 1e12 else 0,
             self._take_facts(readings),
-            counters.get(b"machine_id", b"")[:64].decode("ascii", "replace"),
+            machine_fingerprint(counters.get(b"machine_id", b"")[:64].decode("ascii", "replace").strip()),
             boot_id,
             readings.agent,
         )

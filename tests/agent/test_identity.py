@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from agent import identity
-from agent.identity import IdentityError, load_identity, machine_fingerprint, stored_host_id
+from agent.identity import IdentityError, load_identity, stored_host_id
+from fleetpulse.machine.fingerprint import machine_fingerprint
 
 
 def test_the_first_start_makes_an_id_and_later_ones_keep_it(tmp_path: Path) -> None:
