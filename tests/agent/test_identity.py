@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agent import identity
 from agent.identity import IdentityError, load_identity, stored_host_id
+from fleetpulse.machine import fingerprint as fingerprints
 from fleetpulse.machine.fingerprint import machine_fingerprint
 
 
@@ -47,7 +47,7 @@ def test_the_fingerprint_is_systemds() -> None:
     machine_id = Path("/etc/machine-id")
     if tool is None or not machine_id.exists() or not machine_id.read_text().strip():
         pytest.skip("needs systemd-id128 and a machine id")
-    app_id = identity._APP_ID.hex
+    app_id = fingerprints._APP_ID.hex
     shown = subprocess.run(
         [tool, "machine-id", f"--app-specific={app_id}"], capture_output=True, text=True, check=True
     )

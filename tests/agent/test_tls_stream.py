@@ -403,7 +403,12 @@ CA, OTHER = Ca(), Ca("other")
         ),
         (server_credentials(CA, begin=-60, end=-10), "127.0.0.1", {}, "has expired, or this machine's clock"),
         # Made when the tests are collected, and used minutes later.
-        (server_credentials(CA, begin=86_400, end=172_800), "127.0.0.1", {}, "is not valid yet: this machine's clock"),
+        (
+            server_credentials(CA, begin=86_400, end=172_800),
+            "127.0.0.1",
+            {},
+            "is not valid yet: this machine's clock",
+        ),
         (server_credentials(CA, OTHER), "127.0.0.1", {}, "it does not accept this host's certificate"),
         (server_credentials(CA), "127.0.0.1", {"end": -10}, "this host's certificate expired on 20"),
         (server_credentials(CA), "127.0.0.1", {"begin": 500}, "this host's certificate begins to hold on 20"),

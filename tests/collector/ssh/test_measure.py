@@ -13,6 +13,7 @@ from collector.ssh.measure import DURATION, FAILED_UNITS, MAX_NAMED_UNITS, HostM
 from collector.ssh.parse import MAX_AGENT, NotAProbe
 from fleetpulse.content import MAX_INSTANCES, MAX_MESSAGE
 from fleetpulse.convert import decode_facts, decode_layout, encode_facts, encode_layout
+from fleetpulse.machine.fingerprint import machine_fingerprint
 from fleetpulse.model import CheckKey, State
 from tests.collector.ssh.captured import PROBES, captured
 
@@ -74,7 +75,7 @@ def test_an_old_server():
     assert found[f"units {FAILED_UNITS.name}"] == 2
     assert results(measured) == {"units": (State.WARNING, "failed: kdump.service, network.service")}
     assert measured.measured_at == 1795651800_000
-    assert measured.machine_id == "6d1f0b6f9a0c4f7c8a44d2b1d6f2c0de"
+    assert measured.machine_id == machine_fingerprint("6d1f0b6f9a0c4f7c8a44d2b1d6f2c0de")
     assert measured.boot_id == "0d5bb3a4-7a19-4b93-9d2c-4c7e35a4f0aa"
     assert measured.agent.startswith("unit failed (Result=signal")
 
