@@ -34,7 +34,7 @@ from grpc import aio
 from collector import config as configuration
 from collector import logs
 from collector.clock import Clock
-from collector.config import Config, Loaded
+from collector.config import Config, Loaded, Ssh
 from collector.core.render import escape
 from collector.core.rules import RuleSet
 from collector.health import Health
@@ -47,7 +47,10 @@ from collector.ingest.server import IngestServicer, create_server
 from collector.ingest.sessions import Sessions
 from collector.ingest.writers import Writers
 from collector.rules_file import fingerprint, load_rules
+from collector.ssh.keys import ClientKeys, KeyUnusable
 from collector.ssh.service import SshService
+from collector.ssh.ssh_config import SshConfigFile
+from collector.ssh.trust import TrustedKeys
 from collector.start import (
     EXIT_CONFIG,
     EXIT_SOFTWARE,
@@ -318,6 +321,7 @@ def main(path: Path | None, *, check_config: bool) -> None:
         if check_config:
             load_rules(loaded.config.rules)
             parse_url(loaded.config.database)
+            _check_ssh_files(loaded.config.ssh)
             click.echo(f"{loaded.path or 'built-in defaults'}: OK")
             return
         status = _start(loaded)
@@ -328,6 +332,19 @@ def main(path: Path | None, *, check_config: bool) -> None:
     except StartError as error:
         _end(str(error), error.status)
     sys.exit(status)
+
+
+def _check_ssh_files(site: Ssh) -> None:
+    """Raises ConfigError for a file that [ssh] names and that cannot be used."""
+    keys = ClientKeys()
+    for path in site.keys:
+        try:
+            keys.load(path)
+        except KeyUnusable as error:
+            raise ConfigError(f"ssh.keys: {error}") from None
+    TrustedKeys(files=site.known_hosts)
+    if site.config_file:
+        SshConfigFile(site.config_file).settings_of("localhost")
 
 
 def _end(message: str, status: int) -> NoReturn:

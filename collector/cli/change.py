@@ -26,13 +26,19 @@ yes_option = click.option(
 def ask(question: str, about: Iterable[str]) -> None:
     """Go on only if somebody at a terminal says yes to `question`, shown below the lines `about` it.
 
-    Raises CliError if nobody is there, click.Abort for a no.
+    Raises CliError for a no, and if nobody is there.
     """
-    if not sys.stdin.isatty():
-        raise CliError("nobody at a terminal to be asked; add --yes")
+    require_somebody()
     for text in about:
         click.echo(f"  {escape(text)}", err=True)
-    click.confirm(escape(question), abort=True, err=True)
+    if not click.confirm(escape(question), err=True):
+        raise CliError("nothing was changed")
+
+
+def require_somebody() -> None:
+    """Raises CliError if nobody is at a terminal to be asked."""
+    if not sys.stdin.isatty():
+        raise CliError("nobody at a terminal to be asked; add --yes")
 
 
 def change(store: Store, write: Callable[[Transaction, int], Result]) -> Result:

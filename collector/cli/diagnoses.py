@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 
 from collector.cli.times import utc
+from collector.config import Ssh
+from collector.core.diagnosis import DiagnosisKind
 from collector.store.diagnoses import StoredDiagnosis, current, load_diagnoses
 from collector.store.reading import HostLine
+from collector.store.ssh_hosts import load_group_settings, load_ssh_hosts
 from collector.store.store import Transaction
 
 
@@ -18,16 +21,25 @@ def find_current(tx: Transaction, hosts: Iterable[HostLine]) -> dict[int, Stored
     return {host: one for host in stored if (one := current(stored, host, heard[host])) is not None}
 
 
+def without_unasked(
+    tx: Transaction, found: dict[int, StoredDiagnosis], site: Ssh
+) -> dict[int, StoredDiagnosis]:
+    """For a summary: that a host was not probed is no news where SSH is not in use at all."""
+    if site.has_credentials or load_ssh_hosts(tx) or load_group_settings(tx):
+        return found
+    return {host: one for host, one in found.items() if one.kind is not DiagnosisKind.NOT_PROBED}
+
+
 def source(found: StoredDiagnosis | None, *, polled: bool) -> str:
     """Where what is known of a host comes from: "agent", or "ssh" if it is polled or SSH is asked instead."""
     return "ssh" if polled or (found is not None and found.health_at) else "agent"
 
 
 def kinds(found: Iterable[StoredDiagnosis]) -> str:
-    """For a summary: " (2 host dead, 1 agent dead, host up)", the most frequent first; empty for none."""
+    """For a summary: " (2 host dead; 1 agent dead, host up)", the most frequent first; empty for none."""
     counts = Counter(one.kind.value for one in found)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return f" ({', '.join(f'{number} {kind}' for kind, number in ordered)})" if ordered else ""
+    return f" ({'; '.join(f'{number} {kind}' for kind, number in ordered)})" if ordered else ""
 
 
 def diagnosis_json(found: StoredDiagnosis | None) -> dict[str, object] | None:

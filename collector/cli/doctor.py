@@ -14,7 +14,7 @@ import click
 from collector.cli import findings, options
 from collector.cli.findings import Diagnosis, Finding
 from collector.cli.session import Session
-from collector.config import Config
+from collector.config import Config, Ssh
 from collector.store import schema
 from collector.store.collectors import (
     CollectorRow,
@@ -31,6 +31,7 @@ from collector.store.errors import (
     StoreReadOnly,
 )
 from collector.store.reading import database_clock
+from collector.store.ssh_hosts import load_ssh_hosts
 from collector.store.store import Store
 from collector.store.url import SqliteUrl, parse_url
 from fleetpulse.config import ConfigError
@@ -189,6 +190,16 @@ def look_at_database(store: Store, config: Config) -> Iterator[Finding]:
     # The question travelled: compare with the middle of when it was asked and when answered.
     yield findings.judge_clock("clock", round((before + after) / 2) - database_now, "the database's clock")
     yield from _collector_clock(listening, rows, database_now)
+    yield from _look_at_ssh(store, config)
+
+
+def _look_at_ssh(store: Store, config: Config) -> Iterator[Finding]:
+    with store.transaction(write=False) as tx:
+        if config.ssh == Ssh() and not load_ssh_hosts(tx):
+            return
+    from collector.cli.doctor_ssh import look_at_ssh  # it takes asyncssh
+
+    yield from look_at_ssh(store, config)
 
 
 def _collector_clock(listening: Listening, rows: list[CollectorRow], database_now: int) -> Iterator[Finding]:
@@ -230,7 +241,8 @@ def command(session: Session, *, as_json: bool) -> int:
 
     Looks at the configuration and rules, the database (reachable, how fast, schema, takes writes,
     room for every pool), the collectors' heartbeats, the certificates and keys, the listening port, who was not let
-    in, clocks and, for SQLite, disk space. Run it on the collector's machine, with its configuration and
+    in, clocks, for SQLite disk space and, where hosts are asked over SSH, its keys and files and whom nobody vouches
+    for. Run it on the collector's machine, with its configuration and
     environment, as the collector's user or as root.
 
     \b

@@ -72,7 +72,7 @@ def _cells(event: StoredEvent) -> tuple[Cell, ...]:
     style = _STYLES.get(event.kind, "")
     if event.kind == EventKind.STATE and event.new in State.__members__:
         style = event.new.lower()
-    change = f"{event.old or '-'} -> {event.new or '-'}" if event.old or event.new else ""
+    change = f"{event.old} -> {event.new or '-'}" if event.old else event.new
     if event.message:
         change += f": {event.message}" if change else event.message
     return (

@@ -11,7 +11,9 @@ from collector.cli import options
 from collector.cli.diagnoses import find_current, source
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell
 from collector.cli.session import Session, require_groups
+from collector.cli.ssh_places import with_addresses
 from collector.cli.times import utc
+from collector.config import Ssh
 from collector.core.render import count, duration
 from collector.core.silence import Presence
 from collector.store import reading
@@ -129,6 +131,7 @@ def list_hosts(
     wanted_states: tuple[State, ...],
     wanted_presences: tuple[Presence, ...],
     limit: int | None,
+    site: Ssh,
     *,
     only_conflicts: bool = False,
     with_certificates: bool = False,
@@ -152,7 +155,7 @@ def list_hosts(
         if (not wanted_states or states.get(host.host) in wanted_states)
         and (not wanted_presences or host.presence(listening) in wanted_presences)
     ]
-    shown = tuple(matching[:limit])
+    shown = tuple(with_addresses(tx, matching[:limit], site))
     numbers = [host.host for host in shown]
     diagnoses = find_current(tx, (host for host in shown if host.presence(listening) is not Presence.FRESH))
     polled = load_polled_numbers(tx, numbers)
@@ -218,6 +221,7 @@ def command(
             tuple(State[state.upper()] for state in states),
             tuple(Presence(presence) for presence in presences),
             limit,
+            session.loaded.config.ssh,
             only_conflicts=conflict,
             with_certificates=as_json,
         )

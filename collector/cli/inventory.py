@@ -33,13 +33,22 @@ def parse_inventory(text: str) -> dict[str, tuple[str, ...]]:
 
 def parse_machines(text: str) -> dict[str, Machine]:
     """The machines, in the order of the inventory. Raises InventoryError."""
-    machines = _parse_ansible(text) if text.lstrip().startswith("{") else _parse_list(text)
+    machines = _parse_ansible(text) if text.lstrip().startswith("{") else _parse_list(_no_json(text))
     if not machines:
         raise InventoryError("names no machine")
     for name, machine in machines.items():
         _check(name, machine.groups)
     _check_case(machines)
     return machines
+
+
+def _no_json(text: str) -> str:
+    """A list, which other JSON than that of an inventory is not."""
+    try:
+        json.loads(text)
+    except ValueError:
+        return text
+    raise InventoryError("is JSON, and no object as that of ansible-inventory --list")
 
 
 def _parse_list(text: str) -> dict[str, Machine]:

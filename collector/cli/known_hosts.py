@@ -41,6 +41,14 @@ class KnownLine(NamedTuple):
         """Whether one of these names stands there as it is."""
         return self.names in names or any(name in names for name in self.names.split(","))
 
+    def is_of(self, name: str) -> bool:
+        """The same for one name, which may be hashed there."""
+        if self.is_hashed and self.names != name:
+            import asyncssh
+
+            return any(asyncssh.import_known_hosts(self.text).match(name, "", None)[:3])
+        return self.names_host([name])
+
     def without(self, name: str) -> KnownLine | None:
         """The line for its other names, if there are any."""
         if self.is_hashed:

@@ -8,6 +8,7 @@ from collector.cli.change import ask, change, yes_option
 from collector.cli.find import describe, find_hosts
 from collector.cli.output import line
 from collector.cli.session import Session
+from collector.cli.ssh_places import tell_of_trusted
 from collector.core.render import count
 from collector.core.status import Event, EventKind
 from collector.store.hosts import remove_host
@@ -40,8 +41,11 @@ def command(session: Session, names: tuple[str, ...], *, yes: bool) -> int:
             hosts = find_hosts(tx, names)
         if not yes:
             ask(f"Remove {count(len(hosts), 'host')}?", map(describe, hosts))
-        for host in change(store, lambda tx, now: _remove(tx, hosts, now)):
+        removed = change(store, lambda tx, now: _remove(tx, hosts, now))
+        for host in removed:
             session.show_line(line(f"removed {host.hostname} ({host.host_id})"))
+        with store.transaction(write=False) as tx:
+            tell_of_trusted(tx, [host.hostname for host in removed])
     return State.OK.value
 
 

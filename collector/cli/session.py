@@ -82,6 +82,22 @@ class Session:
         else:
             sys.stdout.write(plain(page))
 
+    def show_aside(self, page: Page) -> None:
+        """Print a page to standard error, beside what the command answers."""
+        if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+            from collector.cli.terminal import show
+
+            show(page, color=self.color, aside=True)
+        else:
+            sys.stderr.write(plain(page))
+
+    def show_progress(self, text: str) -> None:
+        """One line to standard error for whoever waits at a terminal."""
+        if sys.stderr.isatty():
+            from collector.core.render import escape
+
+            click.echo(escape(text), err=True)
+
     def show_line(self, line: Line) -> None:
         """Print one line, now."""
         if self.is_terminal:

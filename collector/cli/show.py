@@ -14,10 +14,11 @@ from collector.cli.events import event_json, events_table
 from collector.cli.find import find_host
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell
 from collector.cli.session import Session
+from collector.cli.ssh_places import Reached, reached, with_addresses
 from collector.cli.times import local, utc
+from collector.config import Ssh
 from collector.core.render import duration, quantity
 from collector.core.silence import Presence
-from collector.core.ssh_settings import POLLED
 from collector.core.standing import host_state, worst
 from collector.core.status import CheckStatus, HostRecord
 from collector.store.certificates import CertificateRow, load_certificates
@@ -51,6 +52,7 @@ class HostView:
     conflict: Conflict | None
     diagnosis: StoredDiagnosis | None
     source: str
+    ssh: Reached | None
 
     @property
     def state(self) -> State:
@@ -129,6 +131,7 @@ class HostView:
             "boot_id": self.record.boot_id,
             "added_at": utc(host.added_at),
             "certificates": [self._certificate_json(row) for row in self.certificates],
+            "ssh": self.ssh.as_json() if self.ssh else None,
             "conflict": self.conflict.as_json() if self.conflict else None,
             "diagnosis": diagnosis_json(self.diagnosis),
             "checks": [
@@ -181,18 +184,20 @@ class HostView:
 
     def _identity(self) -> list[tuple[str, str]]:
         host = self.host
+        is_polled = self.ssh is not None and self.ssh.is_polled
         rows = [
             ("host id", host.host_id),
             ("calls itself", self.own_name),
             ("address", host.address),
-            ("agent", "none: polled over SSH" if host.agent_version == POLLED else host.agent_version),
+            ("agent", "none: polled over SSH" if is_polled else host.agent_version),
             ("reports", f"every {duration(host.interval)}, stale after {duration(host.ttl)}"),
+            *(self.ssh.rows() if self.ssh else ()),
             ("groups", ", ".join(self.record.groups)),
             ("hardware id", self.record.hardware_id),
             ("machine id", self.record.machine_id),
             ("boot id", self.record.boot_id),
             *(part for row in self.certificates for part in self._certificate(row)),
-            ("certificate", "" if self.certificates else "none: not enrolled, or without TLS"),
+            ("certificate", "" if self.certificates or is_polled else "none: not enrolled, or without TLS"),
             ("known since", local(host.added_at)),
         ]
         if host.received_at:
@@ -253,10 +258,10 @@ def readable(measurement: Measurement, value: float) -> str:
     return quantity(value, measurement.unit)
 
 
-def view_host(tx: Transaction, name: str, events: int) -> HostView:
+def view_host(tx: Transaction, name: str, events: int, site: Ssh) -> HostView:
     """The host that `name` means, with its last events. Raises CliError."""
     listening = load_listening(tx)
-    host = find_host(tx, name)
+    [host] = with_addresses(tx, [find_host(tx, name)], site)
     number = host.host
     statuses = load_statuses(tx, [number])
     stored = find_hosts(tx, [host.host_id])[host.host_id]
@@ -274,6 +279,7 @@ def view_host(tx: Transaction, name: str, events: int) -> HostView:
         conflict_of(tx, number),
         diagnosis,
         source(diagnosis, polled=number in load_polled_numbers(tx, [number])),
+        reached(tx, host, site),
     )
 
 
@@ -301,5 +307,5 @@ def command(session: Session, name: str, events: int, *, as_json: bool) -> int:
     command line, and without a database.
     """
     with session.store() as store, store.transaction(write=False) as tx:
-        view = view_host(tx, name, events)
+        view = view_host(tx, name, events, session.loaded.config.ssh)
     return session.answer(view, as_json=as_json)

@@ -13,6 +13,7 @@ from collector.cli.output import line
 from collector.cli.session import Session, complain
 from collector.cli.ssh_options import given, settings_json, settings_options
 from collector.cli.ssh_plan import Outcome, Step, Wanted, bring_about
+from collector.cli.ssh_targets import find_targets
 from fleetpulse.model import State
 
 
@@ -56,6 +57,8 @@ def command(
     with session.store() as store:
         wanted = [Wanted(name, said_here.over, tuple(dict.fromkeys(groups)))]
         [step] = change(store, lambda tx, now: bring_about(tx, wanted, site, now))
+        with store.transaction(write=False) as tx:
+            [target] = find_targets(tx, [step.host_id], site)
     if as_json:
         session.show_json(
             {
@@ -70,15 +73,18 @@ def command(
         return State.OK.value
     session.show_line(line(_told(step)))
     if not step.polled:
-        session.show_line(line(f"{step.name} reports by its agent; SSH is asked when that is silent"))
+        when = "never asked" if step.settings.fallback is False else "asked when that is silent"
+        session.show_line(line(f"{step.name} reports by its agent; SSH is {when}"))
         if groups:
             complain(f"{step.name} is in the groups that its agent says; --group changed nothing")
     if step.outcome is Outcome.CREATED:
         session.show_line(
             line(f"next: collector-cli ssh trust {step.name} && collector-cli ssh test {step.name}")
         )
-    if not site.has_credentials and not step.settings.key:
-        complain("nothing is asked over SSH yet: no keys and no agent are set in [ssh] of the configuration")
+    if not target.keys and target.agent is None:
+        complain(
+            f"{step.name} is not asked over SSH yet: no keys and no agent are set in [ssh] of the configuration"
+        )
     return State.OK.value
 
 

@@ -17,11 +17,14 @@ from collector.cli.change import ask, change, yes_option
 from collector.cli.find import describe
 from collector.cli.inventory import Machine
 from collector.cli.inventory_file import read_inventory
-from collector.cli.output import Cell, Line, Page, Table, summary
+from collector.cli.output import Cell, Line, Page, Table, line, summary
 from collector.cli.session import CliError, Session, complain
+from collector.cli.ssh_algorithms import check_algorithms
+from collector.cli.ssh_places import tell_of_trusted
 from collector.cli.ssh_plan import Outcome, Step, Wanted, bring_about, plan, remove_polled
 from collector.core.render import count, listed
-from collector.core.ssh_settings import SshSettings
+from collector.core.ssh_settings import SettingsError, SshSettings
+from collector.store.hosts import find_hosts
 from collector.store.reading import HostLine, load_lines
 from collector.store.ssh_hosts import load_polled_numbers, note_change
 from collector.store.store import Transaction
@@ -39,6 +42,7 @@ class Imported:
     steps: list[Step]
     removed: list[HostLine]
     left_out: Mapping[str, str]
+    untrusted: list[str]
     is_dry_run: bool
 
     @property
@@ -66,7 +70,11 @@ class Imported:
             (Cell(name, "strong"), Cell("left out"), Cell(f"ansible_connection is {connection}"))
             for name, connection in self.left_out.items()
         ]
-        return [*page, Table(("HOST", "WHAT", "CHANGES"), cells[:rows])]
+        page.append(Table(("HOST", "WHAT", "CHANGES"), cells[:rows]))
+        if self.untrusted:
+            next_one = f"collector-cli ssh test {self.untrusted[0]}"
+            page.append(line(f"next: collector-cli ssh trust --untrusted && {next_one}"))
+        return page
 
     def as_json(self) -> dict[str, object]:
         """See docs/cli.md."""
@@ -137,9 +145,10 @@ def command(
     site = session.loaded.config.ssh
     with session.store() as store:
         surplus: list[HostLine] = []
+        new: list[str] = []
         if dry_run or prune:
             with store.transaction(write=False) as tx:
-                steps = plan(tx, wanted)
+                steps = plan(tx, wanted, site)
                 surplus = _surplus(tx, steps, left_out) if prune else []
         if surplus and not yes and not dry_run:
             ask(
@@ -153,20 +162,51 @@ def command(
                 return done, _prune(tx, surplus, now)
 
             steps, surplus = change(store, write)
+            with store.transaction(write=False) as tx:
+                new = _untrusted(tx, steps, site)
+        if surplus and not dry_run:
+            with store.transaction(write=False) as tx:
+                tell_of_trusted(tx, [host.hostname for host in surplus])
     _note_ignored(understood)
-    return session.answer(Imported(steps, surplus, left_out, dry_run), as_json=as_json)
+    return session.answer(Imported(steps, surplus, left_out, new, dry_run), as_json=as_json)
+
+
+def _untrusted(tx: Transaction, steps: list[Step], site: Ssh) -> list[str]:
+    """The names of the hosts that were created and that nobody vouches for."""
+    created = {step.host_id for step in steps if step.outcome is Outcome.CREATED}
+    if not created:
+        return []
+    from collector.cli.ssh_targets import targets_of
+    from collector.cli.ssh_untrusted import untrusted
+
+    numbers = [host.host for host in find_hosts(tx, sorted(created)).values()]
+    return [
+        one.name for one in untrusted(tx, targets_of(tx, list(load_lines(tx, numbers).values()), site), site)
+    ]
 
 
 def _understand(machines: Mapping[str, Machine]) -> dict[str, tuple[Machine, Understood]]:
     understood, refused = {}, []
+    checked: set[tuple[tuple[str, str], ...]] = set()
     for name, machine in machines.items():
         try:
-            understood[name] = machine, understand(machine.variables)
-        except Refused as error:
+            said = understand(machine.variables)
+            _check_once(said.settings.options, checked)
+        except (Refused, SettingsError) as error:
             refused.append(f"{name}: {error}")
+        else:
+            understood[name] = machine, said
     if refused:
         raise CliError(f"nothing was changed, because of {count(len(refused), 'machine')}: {_some(refused)}")
     return understood
+
+
+def _check_once(options: Mapping[str, str], checked: set[tuple[tuple[str, str], ...]]) -> None:
+    """Most machines have the same options."""
+    known = tuple(options.items())
+    if known and known not in checked:
+        check_algorithms(options)
+        checked.add(known)
 
 
 def _settled(said: SshSettings, stored: SshSettings) -> SshSettings:

@@ -10,9 +10,11 @@ import click
 
 from collector.cli import options
 from collector.cli.diagnoses import diagnosis_json, find_current
+from collector.cli.find import find_hosts
 from collector.cli.output import Cell, Line, Page, Table, line
 from collector.cli.session import Session, require_groups
 from collector.cli.ssh_options import settings_json, told
+from collector.cli.ssh_places import mode_of, way
 from collector.cli.times import utc
 from collector.core.render import duration
 from collector.core.silence import Presence
@@ -44,9 +46,7 @@ class Reached:
     @property
     def mode(self) -> str:
         """What SSH is for: its reports, or to find out why its agent is silent, if that."""
-        if self.ssh.is_polled:
-            return "polled"
-        return "never" if self.ssh.settings.fallback is False else "fallback"
+        return mode_of(self.ssh)
 
     def why(self) -> Cell:
         """What is wrong."""
@@ -65,6 +65,7 @@ class Listing:
     hosts: Sequence[Reached]
     groups: Mapping[str, tuple[SshSettings, int]]
     can_log_in: bool
+    is_of_names: bool
 
     @property
     def state(self) -> State:
@@ -85,7 +86,8 @@ class Listing:
             headings = ("HOST", "MODE", "WHERE", "EVERY", "COLLECTOR", "HEARD", "WHY")
             page.append(Table(headings, [self._row(one) for one in self.hosts[:rows]]))
         else:
-            page.append(line("no host is polled, or has SSH settings; see: collector-cli ssh add --help"))
+            none = "none of them" if self.is_of_names else "no host"
+            page.append(line(f"{none} is polled, or has SSH settings; see: collector-cli ssh add --help"))
         if self.groups:
             cells = [
                 (Cell(name, "strong"), Cell(str(number)), Cell(told(settings)))
@@ -137,7 +139,7 @@ class Listing:
         return (
             Cell(one.ssh.name, "strong"),
             Cell(one.mode, "" if one.ssh.is_polled else "dim"),
-            Cell(one.target.place),
+            Cell(way(one.target)),
             Cell(duration(one.target.interval * 1000) if one.ssh.is_polled else "-"),
             Cell(one.collector or "-"),
             Cell(heard, "" if one.line.presence(self.listening) is Presence.FRESH else "critical"),
@@ -145,14 +147,17 @@ class Listing:
         )
 
 
-def list_reached(tx: Transaction, site: Ssh, groups: tuple[str, ...]) -> Listing:
-    """The hosts of these groups, or all, and the settings of groups. Raises CliError, ConfigError."""
+def list_reached(tx: Transaction, site: Ssh, groups: tuple[str, ...], names: tuple[str, ...] = ()) -> Listing:
+    """The hosts with these names, of these groups, or all, and the settings of groups. Raises CliError, ConfigError."""
     from collector.ssh.target import Resolver
 
     require_groups(tx, groups)
     listening = load_listening(tx)
     of_groups = load_group_settings(tx)
-    hosts = [one for one in load_ssh_hosts(tx) if not groups or not set(groups).isdisjoint(one.groups)]
+    numbers = [host.host for host in find_hosts(tx, names)] if names else None
+    hosts = [
+        one for one in load_ssh_hosts(tx, numbers) if not groups or not set(groups).isdisjoint(one.groups)
+    ]
     lines = load_lines(tx, [one.host for one in hosts])
     hosts = [one for one in hosts if one.host in lines]
     diagnoses = find_current(tx, [lines[one.host] for one in hosts])
@@ -172,22 +177,26 @@ def list_reached(tx: Transaction, site: Ssh, groups: tuple[str, ...]) -> Listing
     shown = {
         name: (settings, count_hosts(tx, (name,)))
         for name, settings in of_groups.items()
-        if not groups or name in groups
+        if not names and (not groups or name in groups)
     }
     return Listing(
         listening,
         reached,
         shown,
         site.has_credentials or (bool(reached) and all(one.target.keys for one in reached)),
+        bool(names),
     )
 
 
 @click.command("list", short_help="Who is polled, how, and what is wrong.")
+@click.argument("names", nargs=-1, metavar="[HOST]...")
 @options.group_option
 @options.json_option
 @click.pass_obj
-def command(session: Session, groups: tuple[str, ...], *, as_json: bool) -> int:
+def command(session: Session, names: tuple[str, ...], groups: tuple[str, ...], *, as_json: bool) -> int:
     """List the hosts that are polled, or have SSH settings of their own, and the groups with settings.
+
+    With HOST, a whole hostname or UUID, only these hosts.
 
     WHERE is how a host is reached when its own settings, those of its groups, the ssh_config file's and
     the configuration's are put together. MODE is polled for a host without an agent; fallback for one
@@ -203,5 +212,5 @@ def command(session: Session, groups: tuple[str, ...], *, as_json: bool) -> int:
     """
     site = session.loaded.config.ssh
     with session.store() as store, store.transaction(write=False) as tx:
-        listing = list_reached(tx, site, groups)
+        listing = list_reached(tx, site, groups, names)
     return session.answer(listing, as_json=as_json)

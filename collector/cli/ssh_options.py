@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from collector.cli import options
+from collector.cli.ssh_algorithms import check_algorithms
 from collector.core.render import duration
 from collector.core.ssh_settings import SettingsError, SshSettings, check, merge, parse_option
 
@@ -20,15 +21,16 @@ _IN_MILLISECONDS = ("interval", "timeout")
 
 
 class Given(NamedTuple):
-    """What was said, and the names of what was taken back."""
+    """What was said, and the names of what was taken back; of further options in `without`."""
 
     settings: SshSettings
     taken_back: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
 
     @property
     def is_nothing(self) -> bool:
         """Whether no option was there."""
-        return self.settings == _NOTHING and not self.taken_back
+        return self.settings == _NOTHING and not self.taken_back and not self.without
 
     def over(self, stored: SshSettings) -> SshSettings:
         """What holds then of what was stored."""
@@ -37,6 +39,7 @@ class Given(NamedTuple):
             for name, value in msgspec.structs.asdict(stored).items()
             if name not in self.taken_back
         }
+        kept["options"] = {name: value for name, value in stored.options.items() if name not in self.without}
         return merge([self.settings, SshSettings(**kept)])
 
 
@@ -69,7 +72,7 @@ def settings_options(command: Command) -> Command:
                 "more",
                 multiple=True,
                 metavar="NAME=VALUE",
-                help="As for ssh -o; may be repeated.",
+                help="As for ssh -o; may be repeated; NAME= takes one back.",
             ),
         )
     ):
@@ -84,10 +87,15 @@ def given(more: Sequence[str], **said: Any) -> Given:
     own = {name: value for name, value in said.items() if value is not None}
     try:
         settings = merge([SshSettings(**own), *(SshSettings(**parse_option(text)) for text in more)])
+        without = frozenset(name for name, value in settings.options.items() if not value)
+        kept = {name: value for name, value in settings.options.items() if value}
+        settings = msgspec.structs.replace(settings, options=kept)
         check(settings)
+        check_algorithms(kept)
     except SettingsError as error:
         raise click.BadParameter(str(error)) from None
-    return Given(settings, frozenset(name for name, value in own.items() if not value and value is not False))
+    taken_back = frozenset(name for name, value in own.items() if not value and value is not False)
+    return Given(settings, taken_back, without)
 
 
 def absolute(key: str) -> str:
@@ -97,7 +105,12 @@ def absolute(key: str) -> str:
 
 def told(settings: SshSettings) -> str:
     """What is set, in one line."""
-    return ", ".join(f"{name} {_text(name, value)}" for name, value in _items(settings)) or "nothing"
+    return ", ".join(all_of(settings)) or "nothing"
+
+
+def all_of(settings: SshSettings) -> list[str]:
+    """Everything that is set: "port 2222"."""
+    return [f"{name} {_text(name, value)}" for name, value in _items(settings)]
 
 
 def changes(before: SshSettings, after: SshSettings) -> list[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import enum
+import ipaddress
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from collector.cli.session import CliError
-from collector.cli.ssh_options import changes
+from collector.cli.ssh_options import all_of, changes
 from collector.config import Ssh
-from collector.core.ssh_settings import POLLED, SshSettings
+from collector.core.ssh_settings import POLLED, SshSettings, merge
 from collector.core.status import Event, EventKind, HostRecord
 from collector.store.enrolment import AmbiguousName, KnownRecord, load_known_names
 from collector.store.hosts import add_hosts, find_hosts, remove_host
@@ -30,7 +31,8 @@ from collector.store.store import Transaction
 from fleetpulse.convert import MAX_NAME
 from fleetpulse.model import parse_host_id
 
-_SPECIAL = ",*?!|/@#\\\"'"  # means something else in known_hosts, or to ssh
+_SPECIAL = ",*?!|/@#\\\"'[]"  # means something else in known_hosts, or to ssh
+_UNUSUAL = "(){}<>=;&$`~^+"  # in no name that a network knows: what is called so was no list of names
 
 
 class Wanted(NamedTuple):
@@ -67,7 +69,7 @@ class Step(NamedTuple):
     changes: tuple[str, ...]
 
 
-def plan(tx: Transaction, wanted: Sequence[Wanted]) -> list[Step]:
+def plan(tx: Transaction, wanted: Sequence[Wanted], site: Ssh) -> list[Step]:
     """Compare what is wanted with what is stored. Raises CliError for a name that is no one host's."""
     known = load_known_names(tx)
     records = {one.name: record for one in wanted if (record := _find(known.find, one.name)) is not None}
@@ -76,7 +78,7 @@ def plan(tx: Transaction, wanted: Sequence[Wanted]) -> list[Step]:
     lines = load_lines(tx, numbers)
     stored = {one.host: one for one in load_ssh_hosts(tx, numbers)}
     polled = load_polled_numbers(tx, numbers)
-    groups = load_groups(tx, numbers)
+    groups, of_groups = load_groups(tx, numbers), load_group_settings(tx)
     steps = []
     for one in wanted:
         record = records.get(one.name)
@@ -85,7 +87,11 @@ def plan(tx: Transaction, wanted: Sequence[Wanted]) -> list[Step]:
             steps.append(_creation(one))
         else:
             number = line.host
-            steps.append(_change(one, line, stored.get(number), number in polled, groups.get(number, ())))
+            its_groups = groups.get(number, ())
+            was_asked = _is_asked([of_groups[name] for name in its_groups if name in of_groups], site)
+            steps.append(
+                _change(one, line, stored.get(number), number in polled, its_groups, was_asked=was_asked)
+            )
     return steps
 
 
@@ -101,12 +107,12 @@ def carry_out(tx: Transaction, steps: Sequence[Step], site: Ssh, now: int) -> No
 
 def bring_about(tx: Transaction, wanted: Sequence[Wanted], site: Ssh, now: int) -> list[Step]:
     """Plan and carry out, in one transaction; what was done."""
-    steps = plan(tx, wanted)
+    steps = plan(tx, wanted, site)
     if all(step.outcome is Outcome.UNCHANGED for step in steps):
         return steps
     # Whoever does the same at this moment waits here, and then sees the records that were made.
     note_change(tx)
-    steps = plan(tx, wanted)
+    steps = plan(tx, wanted, site)
     carry_out(tx, steps, site, now)
     return steps
 
@@ -122,7 +128,7 @@ def remove_polled(tx: Transaction, hosts: Iterable[HostLine], now: int) -> list[
 
 
 def name_problem(name: str) -> str:
-    """Why a machine without a record cannot be called so; empty if it can."""
+    """Why keys cannot be trusted of a host that is called so; empty if they can."""
     if not 0 < len(name) <= MAX_NAME or not name.isprintable() or any(map(str.isspace, name)):
         return f"a name has 1 to {MAX_NAME} printable characters without blanks"
     if "@" in name:
@@ -135,7 +141,28 @@ def name_problem(name: str) -> str:
     return ""
 
 
+def new_name_problem(name: str) -> str:
+    """Why nothing that is polled can be called so; empty if it can."""
+    problem = name_problem(name)
+    unusual = [character for character in _UNUSUAL if character in name]
+    if not problem and unusual:
+        return f"no machine is called so, with {' '.join(unusual)}"
+    if not problem and ":" in name and not _is_address(name):
+        return "a host is called without the port, which --port says"
+    return problem
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _find(find: Callable[[str], KnownRecord | None], name: str) -> KnownRecord | None:
+    if not name:
+        raise CliError(f"{name!r}: {name_problem(name)}")
     try:
         record = find(name)
     except AmbiguousName as error:
@@ -143,7 +170,7 @@ def _find(find: Callable[[str], KnownRecord | None], name: str) -> KnownRecord |
     if record is None:
         if _is_uuid(name):
             raise CliError(f"no host {name}; see: collector-cli hosts")
-        problem = name_problem(name)
+        problem = new_name_problem(name)
         if problem:
             raise CliError(f"{name!r}: {problem}")
     return record
@@ -170,11 +197,26 @@ def _check_twice(records: Mapping[str, KnownRecord]) -> None:
 
 def _creation(wanted: Wanted) -> Step:
     settings = wanted.settle(SshSettings())
-    return Step(wanted.name, None, str(uuid.uuid4()), Outcome.CREATED, settings, True, wanted.groups, (), ())
+    said = (*all_of(settings), *(f"joins {group}" for group in wanted.groups))
+    return Step(
+        wanted.name, None, str(uuid.uuid4()), Outcome.CREATED, settings, True, wanted.groups, (), said
+    )
+
+
+def _is_asked(of_groups: Sequence[SshSettings], site: Ssh) -> bool:
+    """Whether a host of which nothing is said is asked when its agent is silent."""
+    fallback = merge([*of_groups, SshSettings(fallback=site.fallback)]).fallback
+    return fallback is not False and (site.has_credentials or any(one.key for one in of_groups))
 
 
 def _change(
-    wanted: Wanted, line: HostLine, stored: SshHost | None, was_polled: bool, groups: tuple[str, ...]
+    wanted: Wanted,
+    line: HostLine,
+    stored: SshHost | None,
+    was_polled: bool,
+    groups: tuple[str, ...],
+    *,
+    was_asked: bool,
 ) -> Step:
     before = stored.settings if stored is not None else SshSettings()
     settings = wanted.settle(before)
@@ -185,8 +227,10 @@ def _change(
     differences = changes(before, settings)
     if polled and not was_polled:
         differences.append("is polled from now on")
-    elif stored is None or stored.problem:
+    elif (stored is None or stored.problem) and settings.fallback is not False and not was_asked:
         differences.append("SSH is asked from now on when its agent is silent")
+    elif (stored is None or stored.problem) and not differences:
+        differences.append("is among those of collector-cli ssh list from now on")
     differences += [f"joins {group}" for group in joins] + [f"leaves {group}" for group in leaves]
     outcome = Outcome.CHANGED if differences else Outcome.UNCHANGED
     return Step(

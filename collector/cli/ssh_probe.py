@@ -14,7 +14,7 @@ from fleetpulse.model import State
 def command() -> int:
     """Print the script that measures a machine, to be installed there as the only thing that a key may run.
 
-    Without that, the collector sends it anew with each poll, and its key may run anything that the
+    Without that, the collector sends it anew with each connection, and its key may run anything that the
     account may. With it, put the collector's public key behind this, in one line of
     ~/.ssh/authorized_keys of the account:
 

@@ -8,6 +8,7 @@ from collector.cli.change import ask, change, yes_option
 from collector.cli.find import describe, find_hosts
 from collector.cli.output import line
 from collector.cli.session import CliError, Session
+from collector.cli.ssh_places import tell_of_trusted
 from collector.cli.ssh_plan import remove_polled
 from collector.core.render import count
 from collector.store.reading import HostLine
@@ -49,6 +50,8 @@ def command(session: Session, names: tuple[str, ...], *, yes: bool) -> int:
         for host in hosts:
             what = "removed" if host in removed else "removed the SSH settings of"
             session.show_line(line(f"{what} {host.hostname} ({host.host_id})"))
+        with store.transaction(write=False) as tx:
+            tell_of_trusted(tx, [host.hostname for host in removed])
     return State.OK.value
 
 

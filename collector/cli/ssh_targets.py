@@ -8,9 +8,9 @@ from dataclasses import replace
 from collector.cli.find import ambiguous
 from collector.cli.session import CliError
 from collector.config import Ssh
-from collector.core.ssh_settings import SshSettings
-from collector.ssh.target import Hop, Resolver, Target
-from collector.store.reading import HostLine, find_named, load_groups
+from collector.core.ssh_settings import SettingsError, SshSettings, check
+from collector.ssh.target import Hop, Resolver, Target, parse_jump
+from collector.store.reading import HostLine, find_named, load_groups, load_hosts
 from collector.store.ssh_hosts import SshHost, load_group_settings, load_polled_numbers, load_ssh_hosts
 from collector.store.store import Transaction
 
@@ -18,7 +18,7 @@ from collector.store.store import Transaction
 def find_targets(tx: Transaction, names: Sequence[str], site: Ssh) -> list[Target]:
     """The hosts with exactly these hostnames or UUIDs, or jump hosts on the way to hosts; each once.
 
-    Raises CliError, ConfigError.
+    A jump host is [USER@]HOST[:PORT]; without PORT it is all that are called so. Raises CliError, ConfigError.
     """
     lines: dict[int, HostLine] = {}
     hops: dict[str, None] = {}
@@ -30,10 +30,32 @@ def find_targets(tx: Transaction, names: Sequence[str], site: Ssh) -> list[Targe
             lines[found[0].host] = found[0]
         else:
             hops[name] = None
+    return targets_of(tx, list(lines.values()), site) + _hop_targets(tx, list(hops), Resolver(site))
+
+
+def targets_of(tx: Transaction, lines: Sequence[HostLine], site: Ssh) -> list[Target]:
+    """How these hosts are reached, by name. Raises CliError, ConfigError."""
+    if not lines:
+        return []
+    resolver, of_groups = Resolver(site), load_group_settings(tx)
+    return [resolver.target(one, of_groups) for one in ssh_hosts_of(tx, lines)]
+
+
+def is_shared(tx: Transaction, target: Target, site: Ssh) -> bool:
+    """Whether another host, or a jump host, is reached at the same address and port. Raises ConfigError."""
     resolver = Resolver(site)
-    of_groups = load_group_settings(tx)
-    targets = [resolver.target(one, of_groups) for one in ssh_hosts_of(tx, list(lines.values()))]
-    return targets + _hop_targets(tx, list(hops), resolver)
+    place = target.address, target.port
+    others = [one for one in _all_targets(tx, resolver) if one.host and one.host != target.host]
+    if any((one.address, one.port) == place for one in others):
+        return True
+    if any((hop.address, hop.port) == place and hop.name != target.name for hop in _all_hops(tx, resolver)):
+        return True
+    known = {one.host for one in others}
+    return any(
+        line.address == target.address
+        for line in load_hosts(tx)
+        if line.host not in known and line.host != target.host
+    )
 
 
 def ssh_hosts_of(tx: Transaction, lines: Sequence[HostLine]) -> list[SshHost]:
@@ -66,16 +88,44 @@ def ssh_hosts_of(tx: Transaction, lines: Sequence[HostLine]) -> list[SshHost]:
 def _hop_targets(tx: Transaction, names: Sequence[str], resolver: Resolver) -> list[Target]:
     if not names:
         return []
-    known: dict[str, Target] = {}
-    for target in _all_targets(tx, resolver):
-        for place, hop in enumerate(target.jump):
-            known.setdefault(hop.host, _as_target(target, place, resolver.hop(hop, target.user)))
-    unknown = [name for name in names if name not in known]
+    known: dict[tuple[str, int], Target] = {}
+    for hop in _all_hops(tx, resolver):
+        known.setdefault((hop.name, hop.port), hop)
+    found: dict[tuple[str, int], Target] = {}
+    unknown = []
+    for name in names:
+        meant = _as_hop(name)
+        matching = {place: hop for place, hop in known.items() if meant and _is_meant(place, meant)}
+        if not matching:
+            unknown.append(name)
+        found |= matching
     if unknown:
         raise CliError(
             f"no host {', '.join(unknown)}, and no jump host on the way to one; see: collector-cli ssh list"
         )
-    return [known[name] for name in names]
+    return list(found.values())
+
+
+def _as_hop(name: str) -> Hop | None:
+    """What is meant by [USER@]HOST[:PORT]; None for what is none."""
+    if ":" in name and not name.endswith("]") and name.count(":") > 1 and "]:" not in name:
+        return Hop("", name, 0)  # an address of IPv6
+    try:
+        check(SshSettings(jump=name))
+    except SettingsError:
+        return None
+    [hop] = parse_jump(name)[:1]
+    return hop
+
+
+def _is_meant(place: tuple[str, int], meant: Hop) -> bool:
+    return place[0] == meant.host and meant.port in (0, place[1])
+
+
+def _all_hops(tx: Transaction, resolver: Resolver) -> Iterator[Target]:
+    for target in _all_targets(tx, resolver):
+        for place, hop in enumerate(target.jump):
+            yield _as_target(target, place, resolver.hop(hop, target.user))
 
 
 def _all_targets(tx: Transaction, resolver: Resolver) -> Iterator[Target]:

@@ -38,7 +38,10 @@ def take_authority(session: Session, path: Path, pattern: str, *, as_json: bool)
     """Trust hosts whose name matches the pattern if they show a certificate of this CA."""
     if not pattern or not pattern.isprintable() or any(map(str.isspace, pattern)):
         raise click.BadParameter("a pattern has no blanks", param_hint="--for")
-    keys, wrong = _parse(_read(path), parse_public_key)
+    texts = _read(path)
+    if any("PRIVATE KEY-----" in text for text in texts):
+        raise CliError(f"{path} is a private key; give {path}.pub")
+    keys, wrong = _parse(texts, parse_public_key)
     if wrong or not keys:
         raise CliError(f"{path}: {wrong[0] if wrong else 'holds no public key'}")
     return _take(session, [KnownLine("cert-authority", pattern, *key) for key in keys], as_json=as_json)
@@ -64,7 +67,7 @@ def forget(session: Session, names: Sequence[str], *, as_json: bool) -> int:
     def write(tx: Transaction, now: int) -> list[KnownLine]:
         gone: list[KnownLine] = []
         for name in wanted:
-            found = [known for known in load_lines(tx) if _is_of(known, name)]
+            found = [known for known in load_lines(tx) if known.is_of(name)]
             if not found:
                 raise CliError(f"no key of {name} is trusted; see: collector-cli ssh trust --list")
             forget_known_hosts(tx, [known.text for known in found])
@@ -97,15 +100,6 @@ def line_json(known: KnownLine) -> dict[str, object]:
         "type": known.key_type,
         "fingerprint": known.fingerprint,
     }
-
-
-def _is_of(known: KnownLine, name: str) -> bool:
-    if known.is_hashed and known.names != name:
-        import asyncssh
-
-        found = asyncssh.import_known_hosts(known.text).match(name, "", None)
-        return any(found[:3])
-    return known.names_host([name])
 
 
 def _take(session: Session, lines: Sequence[KnownLine], *, as_json: bool) -> int:

@@ -9,10 +9,12 @@ import click
 
 from collector.cli import conflicts, options
 from collector.cli.conflicts import Conflict, find_conflicts
-from collector.cli.diagnoses import diagnosis_json, find_current, kinds
+from collector.cli.diagnoses import diagnosis_json, find_current, kinds, without_unasked
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell, summary
 from collector.cli.session import Session, require_groups
+from collector.cli.ssh_places import with_addresses
 from collector.cli.times import local, utc
+from collector.config import Ssh
 from collector.core.render import count, duration, listed
 from collector.core.silence import Presence
 from collector.core.standing import silence_state, worst
@@ -24,12 +26,16 @@ from collector.store.store import Transaction
 from fleetpulse.model import State
 
 _ORDER = (Presence.STALE, Presence.UNKNOWN, Presence.NEVER_SEEN)
+_SITE = Ssh()
 _STYLES = {Presence.STALE: "critical", Presence.UNKNOWN: "warning", Presence.NEVER_SEEN: "warning"}
 
 
 @dataclass(frozen=True)
 class SilentHosts:
-    """The hosts that are not fresh, the most certain and the most recent first; and those with a double."""
+    """The hosts that are not fresh, the most certain and the most recent first; and those with a double.
+
+    `counted` are the diagnoses that the summary counts.
+    """
 
     listening: Listening
     total: int
@@ -37,6 +43,7 @@ class SilentHosts:
     checks: Mapping[int, CheckCounts]
     groups: Mapping[int, tuple[str, ...]]
     diagnoses: Mapping[int, StoredDiagnosis]
+    counted: Mapping[int, StoredDiagnosis]
     conflicts: tuple[Conflict, ...]
 
     @property
@@ -105,7 +112,7 @@ class SilentHosts:
         }
 
     def _named(self, hosts: Sequence[HostLine]) -> str:
-        found = (self.diagnoses[host.host] for host in hosts if host.host in self.diagnoses)
+        found = (self.counted[host.host] for host in hosts if host.host in self.counted)
         return listed([host.hostname for host in hosts]) + kinds(found)
 
     def _row(self, host: HostLine, presence: Presence) -> tuple[Cell, ...]:
@@ -135,7 +142,7 @@ def nobody_listens() -> Line:
     )
 
 
-def find_silent(tx: Transaction, groups: tuple[str, ...], older_than: int) -> SilentHosts:
+def find_silent(tx: Transaction, groups: tuple[str, ...], older_than: int, site: Ssh = _SITE) -> SilentHosts:
     """The hosts that have not been heard for longer than they said, and for `older_than` milliseconds."""
     require_groups(tx, groups)
     listening = load_listening(tx)
@@ -147,13 +154,17 @@ def find_silent(tx: Transaction, groups: tuple[str, ...], older_than: int) -> Si
     ]
     found.sort(key=lambda pair: (_ORDER.index(pair[1]), -pair[0].silent_since, pair[0].hostname))
     numbers = [host.host for host, _ in found]
+    placed = with_addresses(tx, (host for host, _ in found), site)
+    found = [(host, presence) for host, (_, presence) in zip(placed, found, strict=True)]
+    diagnoses = find_current(tx, placed)
     return SilentHosts(
         listening,
         reading.count_hosts(tx, groups),
         tuple(found),
         reading.load_check_counts(tx, numbers),
         reading.load_groups(tx, numbers),
-        find_current(tx, (host for host, _ in found)),
+        diagnoses,
+        without_unasked(tx, diagnoses, site),
         find_conflicts(tx, groups),
     )
 
@@ -197,7 +208,7 @@ def command(
 
         def look() -> SilentHosts:
             with store.transaction(write=False) as tx:
-                return find_silent(tx, groups, older_than)
+                return find_silent(tx, groups, older_than, session.loaded.config.ssh)
 
         if watch:
             return session.watch(look, options.pause(interval), as_json=as_json)

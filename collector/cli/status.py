@@ -12,11 +12,12 @@ import click
 
 from collector.cli import conflicts, options
 from collector.cli.conflicts import Conflict, find_conflicts
-from collector.cli.diagnoses import find_current
+from collector.cli.diagnoses import find_current, without_unasked
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell, summary
 from collector.cli.session import Session, require_groups
 from collector.cli.stale import nobody_listens
 from collector.cli.times import local, utc
+from collector.config import Ssh
 from collector.core.render import count, duration
 from collector.core.silence import HEARTBEAT_GRACE, Presence, presence
 from collector.core.standing import host_state, worst
@@ -26,11 +27,12 @@ from collector.store.diagnoses import StoredDiagnosis
 from collector.store.reading import CheckCounts, CheckLine, HostLine
 from collector.store.silence import load_fleet_silence
 from collector.store.store import Transaction
-from fleetpulse.model import State
+from fleetpulse.model import CheckKey, State
 
 _WORST_FIRST = sorted(State, key=lambda state: -state.severity)
 _CHECKS_SHOWN = 3
 _HOSTS_NAMED = 5  # in the summary
+_OF_SSH = CheckKey("ssh")
 _CALM = CheckCounts(State.OK, 0)
 
 
@@ -224,15 +226,17 @@ def _reasons(bad: BadHost) -> str:
     if bad.presence is not Presence.FRESH:
         why = f": {bad.diagnosis.kind.value}" if bad.diagnosis else ""
         reasons.append(bad.presence.value.replace("_", " ") + why)
-    for check in bad.checks[:_CHECKS_SHOWN]:
+    # Of a polled host, its check says what the diagnosis does.
+    checks = [check for check in bad.checks if bad.diagnosis is None or check.key != _OF_SSH]
+    for check in checks[:_CHECKS_SHOWN]:
         mark = "" if check.state is bad.state else f" {check.state.name}"
         reasons.append(f"{check.key}{mark}: {check.message}" if check.message else f"{check.key}{mark}")
-    if len(bad.checks) > _CHECKS_SHOWN:
-        reasons.append(f"and {len(bad.checks) - _CHECKS_SHOWN} more")
+    if len(checks) > _CHECKS_SHOWN:
+        reasons.append(f"and {len(checks) - _CHECKS_SHOWN} more")
     return "; ".join(reasons)
 
 
-def look_at_fleet(tx: Transaction, groups: tuple[str, ...], limit: int) -> Fleet:
+def look_at_fleet(tx: Transaction, groups: tuple[str, ...], limit: int, site: Ssh) -> Fleet:
     """How the fleet is, with the `limit` worst hosts."""
     require_groups(tx, groups)
     listening = load_listening(tx)
@@ -263,18 +267,18 @@ def look_at_fleet(tx: Transaction, groups: tuple[str, ...], limit: int) -> Fleet
         ReportAges(min(ages), round(statistics.median(ages)), max(ages)) if ages else None,
         tuple(load_collectors(tx)),
         load_fleet_silence(tx).since,
-        _load_bad(tx, shown, standing),
+        _load_bad(tx, shown, standing, site),
         find_conflicts(tx, groups),
     )
 
 
 def _load_bad(
-    tx: Transaction, hosts: list[int], standing: Mapping[int, tuple[State, Presence]]
+    tx: Transaction, hosts: list[int], standing: Mapping[int, tuple[State, Presence]], site: Ssh
 ) -> tuple[BadHost, ...]:
     lines = reading.load_lines(tx, hosts)
     failing = reading.load_failing(tx, hosts)
     silent = (host for host in lines.values() if standing[host.host][1] is not Presence.FRESH)
-    diagnoses = find_current(tx, silent)
+    diagnoses = without_unasked(tx, find_current(tx, silent), site)
     return tuple(
         BadHost(lines[host], *standing[host], tuple(failing.get(host, ())), diagnoses.get(host))
         for host in hosts
@@ -312,7 +316,7 @@ def command(
 
         def look() -> Fleet:
             with store.transaction(write=False) as tx:
-                return look_at_fleet(tx, groups, limit)
+                return look_at_fleet(tx, groups, limit, session.loaded.config.ssh)
 
         if watch:
             return session.watch(look, options.pause(interval), as_json=as_json)

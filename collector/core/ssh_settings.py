@@ -101,12 +101,13 @@ def check(settings: SshSettings) -> None:
 def parse_option(text: str) -> dict[str, Any]:
     """A setting in the form of ssh -o, NAME=VALUE, as arguments of `SshSettings`.
 
-    Names in any case of letters. Raises SettingsError.
+    Names in any case of letters. An option of `OPTIONS` may be empty, which takes it back. Raises SettingsError.
     """
     name, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
         name, _, value = (part.strip() for part in text.strip().partition(" "))
-    if not value:
+    known = {option.lower(): option for option in OPTIONS}
+    if not value and not (equals and name.lower() in known):
         raise SettingsError(f"option {text!r} is no NAME=VALUE")
     same = _SAME.get(name.lower())
     if same in ("port", "timeout"):
@@ -115,7 +116,6 @@ def parse_option(text: str) -> dict[str, Any]:
         return {same: int(value) * (1000 if same == "timeout" else 1)}
     if same is not None:
         return {same: value}
-    known = {option.lower(): option for option in OPTIONS}
     if name.lower() not in known:
         names = sorted([*OPTIONS, "HostName", "Port", "User", "IdentityFile", "ProxyJump", "ConnectTimeout"])
         raise SettingsError(f"option {name} is not supported; there are {', '.join(names)}")

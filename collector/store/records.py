@@ -11,6 +11,8 @@ from typing import NamedTuple
 from collector.core.status import Event, EventKind, Silence
 from collector.store.certificates import revoke_host
 from collector.store.errors import StoreConflict
+from collector.store.ssh_hosts import note_change
+from collector.store.ssh_known_hosts import rename_known_host
 from collector.store.statuses import write_events
 from collector.store.store import Transaction
 from collector.store.tokens import end_tokens
@@ -42,7 +44,8 @@ class _Seen(NamedTuple):
 def rename_host(tx: Transaction, host: int, name: str, now: int) -> str:
     """Call a host something else than it calls itself; the name that it had. Writes the event.
 
-    Its own name ends that. A stream that is open goes on under the old name until its next Hello.
+    Its own name ends that. A stream that is open goes on under the old name until its next Hello. The SSH host
+    keys that are trusted of the old name are from now on those of the new one.
     Raises StoreConflict if the host was removed meanwhile.
     """
     record = _lock(tx, (host,))[host]
@@ -52,6 +55,9 @@ def rename_host(tx: Transaction, host: int, name: str, now: int) -> str:
     tx.execute("UPDATE host SET hostname = %s, own_name = %s WHERE id = %s", (name, own_name, host))
     # Every collector's writer reads the host anew.
     tx.execute("UPDATE host_seen SET version = version + 1 WHERE host = %s", (host,))
+    is_shared = bool(tx.query("SELECT 1 FROM host WHERE hostname = %s AND id <> %s", (record.hostname, host)))
+    if rename_known_host(tx, record.hostname, name, now, keep=is_shared):
+        note_change(tx)
     write_events(tx, [(host, name, Event(now, EventKind.RENAMED, old=record.hostname, new=name))])
     return record.hostname
 
