@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ MODES = (
     "silent",
     "banner",
     "garbage",
+    "flood",
     "auth",
     "refuse",
     "no-start",
@@ -28,7 +30,7 @@ MODES = (
     "open",
     "nologin",
 )
-"""How a server behaves: well, or says nothing after TCP, stops after its banner, speaks no SSH, stops at the login,
+"""How a server behaves: well, or says nothing after TCP, stops after its banner, speaks no SSH, claims to send a huge packet, stops at the login,
 refuses the key, starts no command, stops in mid-output, prints without end, prints all and never closes, or prints
 something else."""
 
@@ -82,6 +84,8 @@ class SshServer:
         self.client_key.write_private_key(self.key_file)
         self.key_file.chmod(0o600)
         self.connections = 0
+        self.sent = 0
+        """Bytes of the flood."""
         self.sessions: Counter[str] = Counter()
         """Answers given, by the address."""
         self.at_once: Counter[str] = Counter()
@@ -143,7 +147,7 @@ class SshServer:
         self._ended = asyncio.Event()
         servers: list[asyncio.Server | asyncssh.SSHAcceptor] = []
         for address in self.addresses:
-            if self.mode in ("silent", "banner", "garbage"):
+            if self.mode in ("silent", "banner", "garbage", "flood"):
                 raw = await asyncio.start_server(self._misbehave, address, self.port)
                 self.port = raw.sockets[0].getsockname()[1]
                 servers.append(raw)
@@ -173,6 +177,14 @@ class SshServer:
             writer.write(b"SSH-2.0-OpenSSH_9.2\r\n")
         elif self.mode == "garbage":
             writer.write(b"220 mail.example ESMTP\r\n" * 100)
+        elif self.mode == "flood":
+            writer.write(b"SSH-2.0-x\r\n" + (2**31 - 1).to_bytes(4, "big"))
+            while not writer.is_closing():
+                writer.write(bytes(100_000))
+                self.sent += 100_000
+                with contextlib.suppress(OSError):
+                    await writer.drain()
+            return
         assert self._ended is not None
         await self._ended.wait()
         writer.transport.abort()

@@ -51,9 +51,15 @@ class Neighbour(NamedTuple):
     received_at: int
     health_at: int
 
-    def is_heard(self, now: int, asked_every: int) -> bool:
-        """Whether it has missed nothing: no report of its own, or no answer over SSH, where it is asked for that."""
-        return now - self.received_at <= 1.5 * self.interval or now - self.health_at <= 1.5 * asked_every
+    @property
+    def heard_at(self) -> int:
+        """When anything came from it last."""
+        return max(self.received_at, self.health_at)
+
+    def is_due(self, now: int, asked_every: int) -> bool:
+        """Whether it should have been heard again by now; over SSH it is only as often as it is asked."""
+        every = asked_every if self.health_at > self.received_at else self.interval
+        return now - self.heard_at > 1.5 * every
 
 
 def of_probe(agent: str, uptime: float, silent_for: int, *, is_another_boot: bool) -> Diagnosis:
@@ -71,25 +77,31 @@ def of_probe(agent: str, uptime: float, silent_for: int, *, is_another_boot: boo
 
 
 def of_no_answer(
-    address: str, text: str, neighbours: Iterable[Neighbour], now: int, asked_every: int
+    address: str, text: str, neighbours: Iterable[Neighbour], missing_since: int, now: int, asked_every: int
 ) -> Diagnosis:
     """Nothing came back from a host: it is dead, unless nothing comes back from its whole network.
 
-    Nobody can tell a machine that is off from one behind a cut, but for the others behind the same cut: if at
-    least one more host of its network is known, and none of them was heard since its own report was due.
+    Nobody can tell a machine that is off from one behind a cut, but for the others behind the same cut: if one of
+    its network should have been heard since this one was missed first (`missing_since`), and none was.
     `asked_every`: the milliseconds between two questions over SSH to a host whose agent is silent.
     """
     network = network_of(address)
     if network is None:
         return Diagnosis(DiagnosisKind.HOST_DEAD, text)
-    others = [one for one in neighbours if one.address != address and network_of(one.address) == network]
-    heard = [one for one in others if one.is_heard(now, asked_every)]
-    known = [one for one in others if one.received_at or one.health_at]
+    others = [
+        one
+        for one in neighbours
+        if one.heard_at and one.address != address and network_of(one.address) == network
+    ]
+    heard = [one for one in others if one.heard_at > missing_since]
+    due = [one for one in others if one.is_due(now, asked_every)]
     if heard:
         text += f"; {count(len(heard), 'other host')} of {network} {'is' if len(heard) == 1 else 'are'} heard"
-    elif known:
-        text += f"; neither is any of the {count(len(known), 'other host')} of {network} heard"
+    elif due:
+        text += f"; neither is any of the {count(len(others), 'other host')} of {network} heard"
         return Diagnosis(DiagnosisKind.NETWORK_UNREACHABLE, text)
+    elif others:
+        text += f"; no other host of {network} was due to be heard since"
     return Diagnosis(DiagnosisKind.HOST_DEAD, text)
 
 

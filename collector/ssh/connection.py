@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import asyncssh
@@ -15,7 +15,8 @@ from asyncssh import SSHClientConnection, SSHKey
 from collector.core.diagnosis import Diagnosis, DiagnosisKind
 from collector.ssh.failure import ProbeFailure, Stage, of_connecting, of_handshake, of_tunnel
 from collector.ssh.keys import AgentKeys, ClientKeys, KeyUnusable
-from collector.ssh.session import Connection
+from collector.ssh.lookup import Lookups
+from collector.ssh.session import Budget, Connection
 from collector.ssh.target import Hop, Resolver, Target
 from collector.ssh.trust import Trusted, TrustedKeys, fingerprint_of
 
@@ -24,7 +25,6 @@ _ADDRESSES = 2  # of a name that are tried
 _HOP_PATIENCE = 5.0  # seconds for which a jump host that could not be reached is not tried again
 # Seconds: polls notice when a target is gone, but nothing else tells a jump host from the hosts behind it.
 _HOP_KEEPALIVE = 4.0
-_LOOKUPS = 8  # names that are looked up at one time: a lookup blocks its thread
 
 # The names of our options in asyncssh.
 _ARGUMENTS = {
@@ -52,12 +52,20 @@ _KEY_TYPES: Sequence[Sequence[str]] = (
 
 _ALL_KEY_TYPES = [name for types in _KEY_TYPES for name in types]
 
-_SocketAddress = tuple[socket.AddressFamily, tuple[Any, ...]]
-
 OnStage = Callable[[Stage, str], None]
 """Is told that a stage has been passed, and what was found there."""
 
 asyncssh.set_log_level("CRITICAL")  # what matters of it comes as our own errors
+
+
+class _NoKeys(list[Any]):
+    """No key files. asyncssh takes an empty list for "those in ~/.ssh", and None for no agent either."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+_NO_KEYS = _NoKeys()
 
 
 class _NoSuchKey(ProbeFailure):
@@ -69,12 +77,14 @@ class _Watch(asyncssh.SSHClient):
 
     def __init__(self) -> None:
         self.connection: SSHClientConnection | None = None
+        self.budget: Budget | None = None
         self.offered: SSHKey | None = None
         self.offered_ca: SSHKey | None = None
         """Which vouches for the host's key, if nobody has said that it may."""
 
     def connection_made(self, conn: SSHClientConnection) -> None:
         self.connection = conn
+        self.budget = Budget(conn)
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: SSHKey) -> bool:  # noqa: ARG002
         self.offered = key
@@ -111,21 +121,21 @@ class Dialer:
         self._agents = AgentKeys()
         self._hops: dict[tuple[object, ...], asyncio.Task[SSHClientConnection]] = {}
         self._hop_failures: dict[tuple[object, ...], tuple[float, Diagnosis]] = {}
-        self._lookups = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
+        self._lookups = Lookups()
 
     async def dial(self, target: Target, on_stage: OnStage = lambda _stage, _text: None) -> Connection:
         """A connection that is logged in. Raises ProbeFailure."""
         names = (target.key_alias, target.address)
         hop = Hop(target.user, target.address, target.port)
         tunnel = await self._tunnel(target, target.jump)
-        return Connection(await self._dial(target, hop, names, tunnel, on_stage))
+        connection, budget = await self._dial(target, hop, names, tunnel, on_stage)
+        return Connection(connection, budget)
 
     def close(self) -> None:
         """Close the connections to jump hosts."""
         for task in self._hops.values():
             _drop(task)
         self._hops.clear()
-        self._lookups.shutdown(wait=False, cancel_futures=True)
 
     async def fetch_keys(self, target: Target) -> list[SSHKey]:
         """The keys that the host offers, one of each type, none of them verified. Raises ProbeFailure."""
@@ -147,7 +157,12 @@ class Dialer:
     ) -> SSHKey:
         """The key that a host offers first of some types. Raises _NoSuchKey and any other ProbeFailure."""
         watch = _Watch()
-        arguments = {**_arguments(target), "known_hosts": ([], [], []), "server_host_key_algs": list(types)}
+        arguments = {
+            **_arguments(target),
+            "known_hosts": ([], [], []),
+            "server_host_key_algs": list(types),
+            "client_keys": None,
+        }
         failure: ProbeFailure | None = None
         try:
             await self._open(target, hop, tunnel, watch, arguments, lambda _stage, _text: None)
@@ -186,9 +201,11 @@ class Dialer:
     async def _dial_hop(self, target: Target, hops: tuple[Hop, ...]) -> SSHClientConnection:
         hop = self._resolver.hop(hops[-1], target.user)
         tunnel = await self._tunnel(target, hops[:-1])
+        # It serves others, too, so it is none of its business what this one needs.
+        target = replace(target, options={}, timeout=self._resolver.timeout)
         try:
             names = (hops[-1].host, hop.host)
-            return await self._dial(
+            connection, budget = await self._dial(
                 target, hop, names, tunnel, lambda _stage, _text: None, keepalive_interval=_HOP_KEEPALIVE
             )
         except ProbeFailure as failure:
@@ -196,6 +213,8 @@ class Dialer:
             unreachable = (DiagnosisKind.HOST_DEAD, DiagnosisKind.NETWORK_UNREACHABLE, DiagnosisKind.FROZEN)
             reached = DiagnosisKind.NETWORK_UNREACHABLE if kind in unreachable else DiagnosisKind.NOT_PROBED
             raise ProbeFailure(reached, f"jump host {hop.host}: {kind.value}: {text}") from None
+        budget.lift()
+        return connection
 
     async def _dial(
         self,
@@ -205,9 +224,9 @@ class Dialer:
         tunnel: SSHClientConnection | None,
         on_stage: OnStage,
         **more: object,
-    ) -> SSHClientConnection:
+    ) -> tuple[SSHClientConnection, Budget]:
         """A connection to `hop`, which may be the target itself or a jump host on the way to it."""
-        trusted = self.trusted.of(names, hop.port)
+        trusted = await self._trusted_of(names, hop.port)
         watch = _Watch()
         arguments = {
             **_arguments(target),
@@ -232,9 +251,13 @@ class Dialer:
         except asyncio.CancelledError:
             watch.abort()
             raise
+        assert watch.budget is not None
+        if connection.is_closed():  # asyncssh has no word for an end that we have made
+            text = f"{_place(hop)}: sends more than a login takes" if watch.budget.is_spent else _place(hop)
+            raise ProbeFailure(DiagnosisKind.SSH_CLOSED, text)
         key = connection.get_server_host_key()
         on_stage(Stage.LOGIN, fingerprint_of(key) if key else "")
-        return connection
+        return connection, watch.budget
 
     async def _open(
         self,
@@ -276,14 +299,12 @@ class Dialer:
         failure: ProbeFailure | None = None
         try:
             async with asyncio.timeout(patience):
-                # An address waits for no name server, nor for those who do.
-                found = _read_address(hop.host, hop.port) or await loop.run_in_executor(
-                    self._lookups, _look_up, hop.host, hop.port
-                )
+                found = await self._lookups.look_up(hop.host, hop.port)
         except TimeoutError:
             raise ProbeFailure(DiagnosisKind.NOT_PROBED, f"{hop.host}: name servers do not answer") from None
-        except OSError as error:
-            text = f"{hop.host}: its name cannot be resolved ({error.strerror})"
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or error
+            text = f"{hop.host}: its name cannot be resolved ({why})"
             raise ProbeFailure(DiagnosisKind.NOT_PROBED, text) from None
         for family, address in found[:_ADDRESSES]:
             on_stage(Stage.RESOLVE, str(address[0]))
@@ -294,7 +315,7 @@ class Dialer:
                     await loop.sock_connect(made, address)
             except OSError as error:
                 made.close()
-                failure = of_connecting(error, f"{address[0]} port {hop.port}")
+                failure = of_connecting(error, f"{address[0]} port {hop.port}", str(address[0]))
             except BaseException:
                 made.close()
                 raise
@@ -303,6 +324,12 @@ class Dialer:
                 return made
         assert failure is not None
         raise failure
+
+    async def _trusted_of(self, names: tuple[str, ...], port: int) -> Trusted:
+        """What is known of a host; of very many lines, looked for in a thread."""
+        if self.trusted.is_large:
+            return await asyncio.to_thread(self.trusted.of, names, port)
+        return self.trusted.of(names, port)
 
     async def _credentials(self, target: Target) -> dict[str, Any]:
         """What to log in with, as arguments. An agent that is away is missed only where there is no key file."""
@@ -314,7 +341,7 @@ class Dialer:
         except KeyUnusable as error:
             raise ProbeFailure(DiagnosisKind.NOT_PROBED, str(error)) from None
         agent = None if target.agent is None or problem else str(target.agent)
-        return {"client_keys": keys, "agent_path": agent}
+        return {"client_keys": keys or _NO_KEYS, "agent_path": agent}
 
 
 async def _within(
@@ -328,19 +355,6 @@ async def _within(
         raise
 
 
-def _read_address(host: str, port: int) -> list[_SocketAddress]:
-    """What stands there, if it is an address; else nothing."""
-    try:
-        return _look_up(host, port, socket.AI_NUMERICHOST)
-    except OSError:
-        return []
-
-
-def _look_up(host: str, port: int, flags: int = 0) -> list[_SocketAddress]:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
-    return [(family, address) for family, _, _, _, address in found]
-
-
 def _arguments(target: Target) -> dict[str, Any]:
     """What every connection on the way to a target has in common."""
     given = {_ARGUMENTS[name]: value for name, value in target.options.items() if name in _ARGUMENTS}
@@ -350,6 +364,7 @@ def _arguments(target: Target) -> dict[str, Any]:
         "preferred_auth": "publickey",
         "login_timeout": 0,  # our own deadlines are shorter
         "x509_trusted_certs": None,
+        "compression_algs": None,  # a few bytes may become a gigabyte
         "gss_host": None,
         "agent_forwarding": False,
         "canonicalize_hostname": False,

@@ -8,7 +8,8 @@ import os
 
 import asyncssh
 
-from collector.core.diagnosis import Diagnosis, DiagnosisKind
+from collector.core.diagnosis import MAX_EVIDENCE, Diagnosis, DiagnosisKind
+from collector.core.render import escape
 
 
 class Stage(enum.StrEnum):
@@ -22,24 +23,30 @@ class Stage(enum.StrEnum):
 
 
 class ProbeFailure(Exception):
-    """A host could not be asked; the diagnosis says why, as far as this one connection can tell."""
+    """A host could not be asked; the diagnosis says why, as far as this one connection can tell.
 
-    def __init__(self, kind: DiagnosisKind, text: str):
-        super().__init__(text)
-        self.diagnosis = Diagnosis(kind, text)
+    `text` may have been said by the host, so it is data: one line, escaped, and not longer than anyone reads.
+    `address` is where it was tried, if that is known.
+    """
+
+    def __init__(self, kind: DiagnosisKind, text: str, address: str = ""):
+        evidence = escape(text[:MAX_EVIDENCE])[:MAX_EVIDENCE]
+        super().__init__(evidence)
+        self.diagnosis = Diagnosis(kind, evidence)
+        self.address = address
 
 
 _NO_NETWORK = (errno.ENETUNREACH, errno.ENETDOWN, errno.EADDRNOTAVAIL)
 
 
-def of_connecting(error: OSError, place: str) -> ProbeFailure:
-    """No TCP connection could be made to `place`."""
+def of_connecting(error: OSError, place: str, address: str = "") -> ProbeFailure:
+    """No TCP connection could be made to `place`, which is at `address`."""
     if isinstance(error, TimeoutError) or error.errno in (
         errno.ETIMEDOUT,
         errno.EHOSTUNREACH,
         errno.EHOSTDOWN,
     ):
-        return ProbeFailure(DiagnosisKind.HOST_DEAD, f"{place}: {_words(error) or 'no answer'}")
+        return ProbeFailure(DiagnosisKind.HOST_DEAD, f"{place}: {_words(error) or 'no answer'}", address)
     if error.errno in _NO_NETWORK:
         return ProbeFailure(DiagnosisKind.NETWORK_UNREACHABLE, f"{place}: {_words(error)}")
     return ProbeFailure(DiagnosisKind.SSH_CLOSED, f"{place}: {_words(error) or error}")

@@ -20,6 +20,7 @@ _START_SHARE = 3  # part of a poll's time in which a command has to start
 class _Kept(NamedTuple):
     connection: Connection
     way: tuple[object, ...]
+    generation: int
 
 
 class Links:
@@ -29,6 +30,7 @@ class Links:
         self.dialer = dialer
         self._limit = limit
         self._kept: OrderedDict[int, _Kept] = OrderedDict()
+        self._generation = 0  # a connection of an older one is not kept
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -47,6 +49,7 @@ class Links:
             answer = await self._ask_again(kept, target, deadline, with_agent=with_agent)
             if answer is not None:
                 return answer
+        generation = self._generation
         connection = await self.dialer.dial(target, on_stage)
         try:
             async with asyncio.timeout_at(deadline):
@@ -57,7 +60,7 @@ class Links:
         except BaseException:
             connection.close()
             raise
-        self._keep(target, connection)
+        self._keep(target, connection, generation, answer)
         return answer
 
     def drop(self, host: int) -> None:
@@ -67,9 +70,11 @@ class Links:
             kept.connection.close()
 
     def drop_all(self) -> None:
-        """Close everything, as when it changes whom to trust."""
+        """Close everything, as when it changes whom to trust; what is in use, after that."""
+        self._generation += 1
         for host in list(self._kept):
             self.drop(host)
+        self.dialer.close()
 
     async def _ask_again(
         self, kept: _Kept, target: Target, deadline: float, *, with_agent: bool
@@ -87,7 +92,7 @@ class Links:
         except BaseException:
             kept.connection.close()
             raise
-        self._keep(target, kept.connection)
+        self._keep(target, kept.connection, kept.generation, answer)
         return answer
 
     def _take(self, target: Target) -> _Kept | None:
@@ -97,8 +102,11 @@ class Links:
         kept.connection.close()
         return None
 
-    def _keep(self, target: Target, connection: Connection) -> None:
-        self._kept[target.host] = _Kept(connection, _way(target))
+    def _keep(self, target: Target, connection: Connection, generation: int, answer: Answer) -> None:
+        if answer.is_cut or generation != self._generation:
+            connection.close()  # it goes on printing, or speaks with whom nobody trusts any more
+            return
+        self._kept[target.host] = _Kept(connection, _way(target), generation)
         while len(self._kept) > self._limit:
             self.drop(next(iter(self._kept)))
 

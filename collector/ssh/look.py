@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from collector.core.diagnosis import DiagnosisKind, of_no_answer
 from collector.core.ssh_settings import SshSettings
@@ -62,21 +63,27 @@ def look(tx: Transaction, me: Poller, shares: frozenset[int] | None, version: st
     return Look(shares, policy, mine)
 
 
-def note_findings(
-    tx: Transaction, findings: Sequence[tuple[Finding, str]], now: int, asked_every: int
-) -> None:
-    """Store what was found out, each with the address that was asked; see `of_no_answer`.
+class Found(NamedTuple):
+    """A finding, the address that was asked, and since when the host has been missed, in milliseconds."""
+
+    finding: Finding
+    address: str
+    missing_since: int = 0
+
+
+def note_findings(tx: Transaction, found: Sequence[Found], now: int, asked_every: int) -> None:
+    """Store what was found out; see `of_no_answer`.
 
     Whether a host is dead or out of reach is told by its neighbours.
     """
-    unheard = [address for finding, address in findings if finding.diagnosis.kind is DiagnosisKind.HOST_DEAD]
-    neighbours = diagnoses.load_neighbours(tx, unheard) if unheard else []
-    judged = [
-        finding._replace(
-            diagnosis=of_no_answer(address, finding.diagnosis.evidence, neighbours, now, asked_every)
+    unheard = [one for one in found if one.finding.diagnosis.kind is DiagnosisKind.HOST_DEAD]
+    neighbours = diagnoses.load_neighbours(tx, [one.address for one in unheard]) if unheard else []
+    judged = {
+        one: one.finding._replace(
+            diagnosis=of_no_answer(
+                one.address, one.finding.diagnosis.evidence, neighbours, one.missing_since, now, asked_every
+            )
         )
-        if finding.diagnosis.kind is DiagnosisKind.HOST_DEAD
-        else finding
-        for finding, address in findings
-    ]
-    diagnoses.save_findings(tx, judged, now)
+        for one in unheard
+    }
+    diagnoses.save_findings(tx, [judged.get(one, one.finding) for one in found], now)

@@ -271,9 +271,11 @@ def _spaces(section: bytes | None) -> Spaces | None:
         kind, _, rest = line.partition(b" ")
         if kind in (b"local", b"remote"):
             fields = rest.split(b" ", 6)
+            if len(fields) < 7:  # its program was ended in the middle of the line
+                continue
             try:
                 found[_path(fields[6])] = Space(*[_integer(field) for field in fields[:6]])
-            except (ValueError, IndexError):
+            except ValueError:
                 continue
         elif kind == b"status":
             problem = _problem(rest.split(None, 2))

@@ -39,6 +39,11 @@ class PolledHost:
         self._facts: Facts | None = None
         self._told: Diagnosis | None = None
 
+    @property
+    def report_interval(self) -> int:
+        """Milliseconds between two reports."""
+        return round(self.target.interval * 1000)
+
     async def report(self, door: Door, measured: Measured, now: Callable[[], int]) -> None:
         """Have a report committed. Raises StoreError, HelloRefused if the host is not to be polled any more."""
         for attempt in range(_TRIES):
@@ -69,17 +74,22 @@ class PolledHost:
                 self.heard_at, self._told, self.is_suspect = received_at, None, False
                 return
 
-    async def fail(self, door: Door, failure: ProbeFailure, now: Callable[[], int]) -> None:
-        """Have it stored that the host could not be asked, if that is news. Raises StoreError."""
+    async def fail(self, door: Door, failure: ProbeFailure, now: Callable[[], int]) -> bool:
+        """Have it stored that the host could not be asked, if that is news. Raises StoreError.
+
+        False: it does not count, because the host has been heard after `heard_at`, or removed.
+        """
         self.is_suspect = True
         if failure.diagnosis == self._told:
-            return
+            return True
         found_at = now()
         message = failure.diagnosis.line
         report = Report(0, found_at, _NOT_ASKED, (), (CheckResult(0, State.UNKNOWN, message),))
         target = self.target
-        await door.tell(target.host, target.host_id, target.name, report, self.heard_at, found_at)
-        self._told = failure.diagnosis
+        counts = await door.tell(target.host, target.host_id, target.name, report, self.heard_at, found_at)
+        if counts:
+            self._told = failure.diagnosis
+        return counts
 
     async def _register(self, door: Door, record: HostRecord, received_at: int) -> None:
         answer = await door.register(record, _EPOCH, received_at, is_polled=True)

@@ -23,8 +23,9 @@ from collector.ingest.items import HelloNeeded, HelloRefused
 from collector.ssh.connection import Dialer
 from collector.ssh.failure import ProbeFailure
 from collector.ssh.links import Links
-from collector.ssh.look import Look, Policy, look, note_findings
+from collector.ssh.look import Found, Look, Policy, look
 from collector.ssh.measure import Measured
+from collector.ssh.notes import Notes
 from collector.ssh.parse import NotAProbe
 from collector.ssh.polled import PolledHost
 from collector.ssh.roster import Asked, Moves, Roster
@@ -36,17 +37,19 @@ from collector.ssh.trust import TrustedKeys
 from collector.store.clerk import Clerk
 from collector.store.diagnoses import Finding
 from collector.store.errors import StoreError
-from collector.store.ssh_shares import LEASE, RENEW, Poller, give_back_shares
+from collector.store.hosts import load_heard
+from collector.store.ssh_shares import LEASE, RENEW, Poller, give_back_shares, share_of
 from collector.store.statuses import load_layouts
-from collector.store.store import Store
+from collector.store.store import Store, Transaction
 from fleetpulse.config import ConfigError
+from fleetpulse.model import Layout
 
 _LOOK = 2.0  # seconds between two looks at the database
 _REREAD = 60.0  # seconds after which policy is read again though nobody said that it has changed
-_NOTE = 0.5  # seconds for which findings are gathered before they are written
 _MARGIN = 1.0  # seconds before its end in which a lease is not used any more
 _MOST_LINKS = 10_000  # connections kept open; a process may have 20,000 files
 _WAITING = 100  # jobs for the database
+_DELAY = 1_000  # milliseconds that a report may be late
 _LAST_WORDS = 3.0  # seconds for the database at the end
 
 log = structlog.get_logger()
@@ -70,33 +73,36 @@ class SshPoller:
         self._now = now
         self._note_store = note_store
         self._clerk = Clerk(store, "ssh-clerk", _WAITING)
-        resolver = Resolver(config.ssh)
-        self._roster = Roster(resolver, config.name, has_credentials=config.ssh.has_credentials)
-        self._links = Links(Dialer(resolver, TrustedKeys()), _MOST_LINKS)
+        self._notes = Notes(self._clerk, now, note_store, config.ssh.fallback_interval.milliseconds)
+        self._resolver = Resolver(config.ssh)
+        self._roster = Roster(self._resolver, config.name, has_credentials=config.ssh.has_credentials)
+        self._links = Links(Dialer(self._resolver, TrustedKeys()), _MOST_LINKS)
         self._slots = Slots(config.ssh.concurrency)
         self._schedule = Schedule()
         self._wake = asyncio.Event()
         self._policy: Policy | None = None
         self._policy_read = -_REREAD
+        self._is_owed = False  # whom to poll has changed, and is not in effect yet
         self._trust: tuple[object, ...] = ()
         self._shares: frozenset[int] = frozenset()
         self._held_until = 0.0  # of the loop's clock; before that nobody else asks our hosts
         self._renewed = -1.0
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._findings: list[tuple[Finding, str]] = []
         self._problem = ""
         self.counts: Counter[str] = Counter()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set. A database that is away is waited for, as everybody does."""
-        loops = [asyncio.create_task(work) for work in (self._look_again(), self._ask(), self._note_again())]
+        loops = [
+            asyncio.create_task(work)
+            for work in (self._look_again(), self._ask(), self._notes.keep_writing())
+        ]
         stopping = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait({*loops, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in (*loops, stopping, *self._tasks.values()):
             task.cancel()
         await asyncio.gather(*loops, *self._tasks.values(), return_exceptions=True)
         self._links.drop_all()
-        self._links.dialer.close()
         with suppress(StoreError, TimeoutError):
             async with asyncio.timeout(_LAST_WORDS):
                 await self._clerk.run(lambda tx: give_back_shares(tx, self._me))
@@ -136,9 +142,16 @@ class SshPoller:
         if found.policy is not None:
             self._policy, self._policy_read = found.policy, began
             self._trust_anew(found.policy)
+            self._is_owed = True
+        if has_moved:
+            self._is_owed = True
+            self._follow(self._roster.leave_others(found))
         assert self._policy is not None
-        if found.policy is not None or has_moved:
+        if not self._resolver.is_ready(self._roster.names(found, self._policy)):
+            return  # leases go on; who is there is asked as before
+        if self._is_owed:
             await self._take_polled(found, self._policy)
+            self._is_owed = False
         self._follow(self._roster.take_silent(found, self._policy))
 
     def _trust_anew(self, policy: Policy) -> None:
@@ -158,8 +171,12 @@ class SshPoller:
 
     async def _take_polled(self, found: Look, policy: Policy) -> None:
         new = self._roster.newcomers(found, policy)
-        layouts = await self._clerk.run(lambda tx: load_layouts(tx, new), write=False) if new else {}
-        self._follow(self._roster.take_polled(found, policy, layouts, self._now()))
+
+        def read(tx: Transaction) -> tuple[dict[int, Layout], dict[int, int]]:
+            return load_layouts(tx, new), load_heard(tx, new)
+
+        layouts, heard = await self._clerk.run(read, write=False) if new else ({}, {})
+        self._follow(self._roster.take_polled(found, policy, layouts, heard, self._now()))
 
     def _follow(self, moves: Moves) -> None:
         loop_now = asyncio.get_running_loop().time()
@@ -173,7 +190,7 @@ class SshPoller:
                 self._schedule.put(host, loop_now + delay)
         for one, diagnosis in moves.findings:
             finding = Finding(one.host, one.name, one.received_at, diagnosis, is_polled=one.is_polled)
-            self._findings.append((finding, one.address))
+            self._notes.add(Found(finding, one.address))
         self._wake.set()
 
     # Asking.
@@ -225,7 +242,7 @@ class SshPoller:
         target = asked.target
         async with self._slots.hold(target.limited_groups, is_suspect=asked.is_suspect):
             loop = asyncio.get_running_loop()
-            if loop.time() >= self._held_until:
+            if loop.time() >= self._held_until or share_of(target.host) not in self._shares:
                 return
             self.counts["polls"] += 1
             try:
@@ -251,12 +268,20 @@ class SshPoller:
         except NotAProbe as error:
             said = str(error) if answer.output else answer.complaint.decode(errors="replace").strip()
             text = f"{asked.target.place}: what it printed is no probe's answer: {said or 'nothing'}"
-            raise ProbeFailure(DiagnosisKind.PROBE_FAILED, text) from None
+        except Exception as error:  # whatever one host prints, it is told of that host
+            log.exception("a probe's answer met a defect", host=asked.target.name)
+            text = f"{asked.target.place}: its answer met a defect of the collector ({type(error).__name__})"
+        raise ProbeFailure(DiagnosisKind.PROBE_FAILED, text)
 
     async def _tell_polled(self, polled: PolledHost, answer: Measured | ProbeFailure) -> None:
         if isinstance(answer, ProbeFailure):
-            self._find(polled, answer.diagnosis)
-            await polled.fail(self._door, answer, self._now)
+            if not await polled.fail(self._door, answer, self._now):
+                # It was heard by somebody else since, before it became ours.
+                host = polled.target.host
+                heard = await self._clerk.run(lambda tx: load_heard(tx, [host]), write=False)
+                polled.heard_at = heard.get(host, polled.heard_at)
+                await polled.fail(self._door, answer, self._now)
+            self._find(polled, answer.diagnosis, address=answer.address)
         else:
             await polled.report(self._door, answer, self._now)
 
@@ -264,7 +289,7 @@ class SshPoller:
         now = self._now()
         if isinstance(answer, ProbeFailure):
             silent.is_suspect = True
-            self._find(silent, answer.diagnosis)
+            self._find(silent, answer.diagnosis, address=answer.address)
             return
         silent.is_suspect = False
         target = silent.target
@@ -274,28 +299,19 @@ class SshPoller:
         if counts:  # else its agent has spoken meanwhile
             self._find(silent, silent.diagnose(answer, now), has_health=True)
 
-    def _find(self, asked: Asked, diagnosis: Diagnosis, *, has_health: bool = False) -> None:
+    def _find(
+        self, asked: Asked, diagnosis: Diagnosis, *, has_health: bool = False, address: str = ""
+    ) -> None:
         target = asked.target
         is_polled = isinstance(asked, PolledHost)
         finding = Finding(target.host, target.name, asked.heard_at, diagnosis, has_health, is_polled)
-        self._findings.append((finding, target.address))
+        self._notes.add(Found(finding, address or target.address, self._missing_since(asked)))
 
-    async def _note_again(self) -> None:
-        while True:
-            await asyncio.sleep(_NOTE)
-            await self._note()
-
-    async def _note(self) -> None:
-        findings, self._findings = self._findings, []
-        if not findings:
-            return
-        now, asked_every = self._now(), self._config.ssh.fallback_interval.milliseconds
-        try:
-            await self._clerk.run(lambda tx: note_findings(tx, findings, now, asked_every))
-        except StoreError as error:
-            self._note_store(error)
-            latest = {finding.host: (finding, address) for finding, address in (*findings, *self._findings)}
-            self._findings = list(latest.values())
+    def _missing_since(self, asked: Asked) -> int:
+        """When the host should have been heard and was not; of one that never was, since it was asked before."""
+        if not asked.heard_at:
+            return self._now() - round(1.5 * self._config.ssh.fallback_interval.milliseconds)
+        return asked.heard_at + asked.report_interval + _DELAY
 
     def _complain(self, problem: str) -> None:
         if problem and problem != self._problem:

@@ -47,8 +47,33 @@ class Roster:
         """The polled hosts whose last layout `take_polled` wants to know."""
         return [one.host for one in policy.polled if found.is_mine(one.host) and one.host not in self._polled]
 
-    def take_polled(self, found: Look, policy: Policy, layouts: Mapping[int, Layout], now: int) -> Moves:
-        """Poll what is ours now, and leave what is not. `now` in milliseconds."""
+    def names(self, found: Look, policy: Policy) -> set[str]:
+        """What the hosts are called whose settings are wanted."""
+        polled = {one.name for one in policy.polled if found.is_mine(one.host)}
+        return polled | {one.ssh.name for one in found.silent}
+
+    def leave_others(self, found: Look) -> Moves:
+        """Leave the hosts that are no longer ours, at once: somebody else asks them soon."""
+        moves = Moves()
+        for hosts in (self._polled, self._silent):
+            for host in [host for host in hosts if not found.is_mine(host)]:
+                del hosts[host]
+                moves.left.append(host)
+        return moves
+
+    def take_polled(
+        self,
+        found: Look,
+        policy: Policy,
+        layouts: Mapping[int, Layout],
+        heard: Mapping[int, int],
+        now: int,
+    ) -> Moves:
+        """Poll what is ours now, and leave what is not.
+
+        `layouts` are the last ones of newcomers, `heard` is when those were heard last; like `now` in
+        milliseconds.
+        """
         moves = Moves()
         mine = {one.host: one for one in policy.polled if found.is_mine(one.host)}
         targets: dict[int, Target] = {}
@@ -66,8 +91,12 @@ class Roster:
         for turn, (host, target) in enumerate(targets.items()):
             known, one = self._polled.get(host), mine[host]
             if known is None:
-                self._polled[host] = PolledHost(target, one.received_at, self._collector, layouts.get(host))
-                moves.due[host] = _first_turn(target, one, turn / len(targets), now)
+                if self._silent.pop(host, None):
+                    moves.left.append(host)  # it was asked as a silent one until now
+                # The policy may be a minute old, and another collector may have heard it since.
+                heard_at = heard.get(host, one.received_at)
+                self._polled[host] = PolledHost(target, heard_at, self._collector, layouts.get(host))
+                moves.due[host] = _first_turn(target, heard_at, turn / len(targets), now)
             elif known.target != target:
                 known.target = target
                 moves.due[host] = 0.0
@@ -102,7 +131,7 @@ class Roster:
             return
         known = self._silent.get(one.host)
         if known is None:
-            self._silent[one.host] = SilentAgent(target, one.received_at, silent.boot_id)
+            self._silent[one.host] = SilentAgent(target, one.received_at, one.interval, silent.boot_id)
             moves.due[one.host] = 0.0
         else:
             known.target = target
@@ -118,10 +147,10 @@ class Roster:
         return True
 
 
-def _first_turn(target: Target, one: SshHost, share: float, now: int) -> float:
+def _first_turn(target: Target, heard_at: int, share: float, now: int) -> float:
     """In how many seconds a host is due that is new here: an interval after it was heard last, wherever that was.
 
     `share` is its place among all, from 0 to 1, so that not all are due at once.
     """
-    waited = (now - one.received_at) / 1000 if one.received_at else target.interval
+    waited = (now - heard_at) / 1000 if heard_at else target.interval
     return max(min(_FIRST_TURNS, target.interval) * share, target.interval - waited)

@@ -14,6 +14,7 @@ from asyncssh import SSHClientChannel, SSHClientConnection, SSHKey
 
 from collector.ssh import probe
 
+_BUDGET = 2 * probe.OUTPUT_LIMIT  # bytes; a login takes a few thousand
 _COMPLAINT = 500  # bytes of what a command says on standard error that are kept
 
 
@@ -32,11 +33,46 @@ class NotStarted(OSError):
     """A connection that once worked does not answer any more."""
 
 
+class Budget:
+    """How many bytes a host may send before it is asked again, whatever it says that they are.
+
+    asyncssh sets packets together however large they claim to be, and answers without being asked are not read.
+    """
+
+    def __init__(self, connection: SSHClientConnection):
+        self._left = _BUDGET
+        self._abort = connection.abort
+        self._receive = connection.data_received
+        # The only place where every byte passes: the transport looks it up anew each time.
+        connection.data_received = self._count  # type: ignore[method-assign]
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the host has sent more than that, and was cut off."""
+        return self._left < 0
+
+    def renew(self) -> None:
+        """Another question may have another answer."""
+        self._left = _BUDGET
+
+    def lift(self) -> None:
+        """No limit any more: it is a jump host, and others speak through it, each with a budget of its own."""
+        self._left = 1 << 62
+
+    def _count(self, data: bytes, datatype: int | None = None) -> None:
+        self._left -= len(data)
+        if self._left < 0:
+            self._abort()
+        else:
+            self._receive(data, datatype)
+
+
 class Connection:
     """An open connection to one host, which is asked one thing after the other."""
 
-    def __init__(self, connection: SSHClientConnection):
+    def __init__(self, connection: SSHClientConnection, budget: Budget):
         self._connection = connection
+        self._budget = budget
         self._channel: SSHClientChannel[bytes] | None = None
         self._reader = _Reader()
 
@@ -56,12 +92,11 @@ class Connection:
         Raises NotStarted if nothing at all comes within that many seconds, asyncssh.Error or OSError when the
         connection does not hold.
         """
+        self._budget.renew()
         is_again = self._channel is not None and not self._reader.is_over
         answer = await self._ask(is_again, with_agent, start_within)
         if is_again and self._reader.is_over and not answer.output:
             answer = await self._ask(False, with_agent, start_within)  # it had ended in the meantime
-        if answer.is_cut:
-            self._channel = None
         return answer
 
     async def _ask(self, is_again: bool, with_agent: bool, start_within: float) -> Answer:

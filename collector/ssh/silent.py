@@ -17,12 +17,14 @@ _UPTIME = (CheckKey("uptime"), "system.uptime")
 class SilentAgent:
     """One of them, as long as it is silent.
 
-    `heard_at` is when it was heard last, in milliseconds (0: never), `boot_id` that of then.
+    `heard_at` is when it was heard last, in milliseconds (0: never), `boot_id` that of then, `report_interval`
+    how often its agent reports, in milliseconds.
     """
 
-    def __init__(self, target: Target, heard_at: int, boot_id: str):
+    def __init__(self, target: Target, heard_at: int, report_interval: int, boot_id: str):
         self.target = target
         self.heard_at = heard_at
+        self.report_interval = report_interval
         self._boot_id = boot_id
         self.is_suspect = True
         """Nothing speaks for its being up before it has answered."""

@@ -20,12 +20,12 @@ class Slots:
     @asynccontextmanager
     async def hold(self, groups: Iterable[tuple[str, int]], *, is_suspect: bool) -> AsyncIterator[None]:
         """Wait for a place. `groups` are those of the host that have a limit of their own."""
-        # The scarce ones first: who waits for them keeps no place that others could use.
+        # What fewer share comes first: who waits for it keeps no place that others could use.
         async with AsyncExitStack() as held:
-            if is_suspect:
-                await held.enter_async_context(self._suspects)
             for name, limit in sorted(groups):
                 await held.enter_async_context(self._group(name, limit))
+            if is_suspect:
+                await held.enter_async_context(self._suspects)
             await held.enter_async_context(self._all)
             yield
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -74,6 +74,18 @@ class Resolver:
 
             self._file = SshConfigFile(site.config_file)
         self._user = site.user or getpass.getuser()
+
+    @property
+    def timeout(self) -> float:
+        """The site's, in seconds."""
+        return float(self._site.timeout)
+
+    def is_ready(self, names: Collection[str]) -> bool:
+        """Whether the settings of hosts that are called so are at hand; if not, they are read in the background.
+
+        The whole of a large ssh_config file is gone through for each name.
+        """
+        return self._file is None or self._file.is_ready(names)
 
     def settings(self, host: SshHost, groups: Mapping[str, SshSettings]) -> SshSettings:
         """What holds for a host. Raises ConfigError if the ssh_config file cannot be used."""

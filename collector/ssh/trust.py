@@ -13,6 +13,7 @@ from asyncssh import SSHKey, SSHKnownHosts
 from fleetpulse.config import ConfigError
 
 _DEFAULT_PORT = 22
+_LARGE = 500  # lines
 
 
 class Trusted(NamedTuple):
@@ -49,9 +50,18 @@ class TrustedKeys:
             except OSError as error:
                 raise ConfigError(f"ssh.known_hosts: cannot read {path}: {error.strerror}") from None
         self._lists = [_import(text) for text in texts]
+        self._known: dict[tuple[tuple[str, ...], int], Trusted] = {}
+        self.is_large = sum(text.count("\n") for text in texts) > _LARGE
+        """Whether looking for a host takes long: each line with a pattern or a hash is tried for each name."""
 
-    def of(self, names: Iterable[str], port: int) -> Trusted:
+    def of(self, names: tuple[str, ...], port: int) -> Trusted:
         """What is known of a host by any of its names and addresses, with and without its port."""
+        known = self._known.get((names, port))
+        if known is None:
+            self._known[names, port] = known = self._look_for(names, port)
+        return known
+
+    def _look_for(self, names: tuple[str, ...], port: int) -> Trusted:
         keys: dict[SSHKey, None] = {}
         authorities: dict[SSHKey, None] = {}
         revoked: dict[SSHKey, None] = {}

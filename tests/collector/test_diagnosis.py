@@ -11,6 +11,7 @@ from collector.core.diagnosis import DiagnosisKind, Neighbour, network_of, of_no
 NOW = 10_000_000
 INTERVAL, ASKED = 15_000, 60_000
 SILENT = NOW - 10 * INTERVAL
+MISSING = SILENT + INTERVAL
 
 
 def neighbour(address: str, received_at: int = SILENT, health_at: int = 0) -> Neighbour:
@@ -18,7 +19,7 @@ def neighbour(address: str, received_at: int = SILENT, health_at: int = 0) -> Ne
 
 
 def kind(*neighbours: Neighbour, address: str = "192.0.2.7") -> DiagnosisKind:
-    return of_no_answer(address, "no answer", neighbours, NOW, ASKED).kind
+    return of_no_answer(address, "no answer", neighbours, MISSING, NOW, ASKED).kind
 
 
 def test_a_host_is_dead_while_another_of_its_network_is_heard() -> None:
@@ -31,12 +32,23 @@ def test_a_network_of_which_nobody_is_heard_is_cut_off() -> None:
 
 def test_a_neighbour_whose_agent_is_dead_but_who_answers_over_ssh_is_heard() -> None:
     assert kind(neighbour("192.0.2.8", SILENT, NOW - ASKED)) is DiagnosisKind.HOST_DEAD
-    assert kind(neighbour("192.0.2.8", SILENT, NOW - 2 * ASKED)) is DiagnosisKind.NETWORK_UNREACHABLE
+    assert kind(neighbour("192.0.2.8", SILENT, MISSING - 1)) is DiagnosisKind.NETWORK_UNREACHABLE
 
 
-def test_a_neighbour_that_has_missed_one_report_is_not_heard() -> None:
-    """When the first host of a cut network is announced, the others have missed theirs."""
-    assert kind(neighbour("192.0.2.8", NOW - 2 * INTERVAL)) is DiagnosisKind.NETWORK_UNREACHABLE
+def test_a_neighbour_that_was_heard_before_the_host_was_missed_tells_nothing() -> None:
+    """Hosts that report every five minutes may all be behind the cut for long before they are missed."""
+    slow = Neighbour("192.0.2.8", 300_000, MISSING - 1, 0)
+    undecided = of_no_answer("192.0.2.7", "no answer", [slow], MISSING, NOW, ASKED)
+    assert undecided.kind is DiagnosisKind.HOST_DEAD
+    assert "was due" in undecided.evidence
+    later = of_no_answer("192.0.2.7", "no answer", [slow], MISSING, NOW + 600_000, ASKED)
+    assert later.kind is DiagnosisKind.NETWORK_UNREACHABLE
+
+
+def test_one_that_is_heard_outweighs_many_that_are_not() -> None:
+    """Half of the network is switched off at night."""
+    others = [neighbour(f"192.0.2.{number}") for number in range(8, 50)]
+    assert kind(*others, neighbour("192.0.2.99", NOW)) is DiagnosisKind.HOST_DEAD
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,86 @@ def test_a_probe_that_ends_after_its_answer_is_started_again(server: SshServer) 
     assert len(server.commands) == 3
 
 
+def test_a_host_that_floods_is_cut_off_before_it_has_said_who_it_is(tmp_path: Path) -> None:
+    with SshServer(tmp_path, OUTPUT, "flood") as server:
+        failure = refused(make_links(server.known_hosts_line), server.target(timeout=6))
+        assert failure.diagnosis.kind is DiagnosisKind.SSH_CLOSED
+        assert "sends more than a login takes" in failure.diagnosis.evidence
+        assert server.sent < 20_000_000
+
+
+def test_what_a_host_says_is_one_line_without_control_characters_and_not_long() -> None:
+    """It goes into the database, to terminals and into logs."""
+    failure = ProbeFailure(DiagnosisKind.SSH_CLOSED, "\x1b[2J\n" + "é\x00" * 100_000)
+    assert failure.diagnosis.evidence.isprintable()
+    assert len(failure.diagnosis.evidence) <= 2_000
+
+
+def test_trust_that_is_withdrawn_while_a_connection_is_in_use_ends_it(server: SshServer) -> None:
+    async def withdraw(links: Links) -> None:
+        await links.ask(server.target())
+        polling = asyncio.create_task(links.ask(server.target()))
+        await asyncio.sleep(0)
+        links.dialer.trusted = TrustedKeys()
+        links.drop_all()
+        await polling
+        assert len(links) == 0
+        await links.ask(server.target())
+
+    with pytest.raises(ProbeFailure, match="is to be trusted"):
+        asyncio.run(withdraw(make_links(server.known_hosts_line)))
+
+
+def test_trust_in_a_jump_host_that_is_withdrawn_ends_its_connection(
+    server: SshServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "jump"
+    folder.mkdir()
+
+    async def withdraw(links: Links, target: Target) -> None:
+        await links.ask(target)
+        links.dialer.trusted = TrustedKeys([server.known_hosts_line])
+        links.drop_all()
+        await links.ask(target)
+
+    with SshServer(folder, b"") as gate:
+        gate.client_key = server.client_key
+        trusted = f"127.0.0.1 {gate.host_key.export_public_key().decode()}"
+        target = server.target(jump=(Hop("", "127.0.0.1", gate.port),))
+        with pytest.raises(ProbeFailure, match="is to be trusted"):
+            asyncio.run(withdraw(make_links(server.known_hosts_line, trusted), target))
+
+
+def test_what_one_host_needs_is_not_asked_of_its_jump_host(server: SshServer, tmp_path: Path) -> None:
+    folder = tmp_path / "jump"
+    folder.mkdir()
+    with SshServer(folder, b"") as gate:
+        gate.client_key = server.client_key
+        trusted = f"127.0.0.1 {gate.host_key.export_public_key().decode()}"
+        hop = Hop("", "127.0.0.1", gate.port)
+        old = server.target(jump=(hop,), host=2, options={"HostKeyAlgorithms": "ssh-rsa"})
+
+        async def both(links: Links) -> list[Answer]:
+            with pytest.raises(ProbeFailure):
+                await links.ask(old)
+            return await ask(links, server.target(jump=(hop,)))
+
+        assert asyncio.run(both(make_links(server.known_hosts_line, trusted)))
+        assert gate.connections == 1
+
+
 def test_output_without_end_is_cut_at_the_limit(server: SshServer) -> None:
     server.mode = "huge"
-    [answer] = asyncio.run(ask(make_links(server.known_hosts_line), server.target()))
-    assert answer.is_cut
-    assert len(answer.output) == 256 << 10
+    links = make_links(server.known_hosts_line)
+
+    async def ask_twice() -> list[Answer]:
+        first = await links.ask(server.target())
+        assert len(links) == 0, "it goes on printing"
+        return [first, *await ask(links, server.target())]
+
+    for answer in asyncio.run(ask_twice()):
+        assert answer.is_cut
+        assert len(answer.output) == 256 << 10
 
 
 def test_a_kept_connection_that_was_cut_is_made_anew_unnoticed(server: SshServer) -> None:
@@ -178,18 +253,30 @@ def test_a_name_that_means_nothing(server: SshServer) -> None:
 
 
 def test_an_address_does_not_wait_for_name_servers(server: SshServer) -> None:
-    """Eight names that nobody answers for take up every thread for lookups."""
+    """Names that nobody answers for take up every thread for lookups, and not the end of the program."""
 
     async def clog(links: Links) -> list[Answer]:
         release = threading.Event()
         for _ in range(20):
-            links.dialer._lookups.submit(release.wait, 30)
+            links.dialer._lookups._jobs.put(lambda: release.wait(30))
         try:
+            for number in range(10):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        await links.dialer._lookups.look_up(f"name-{number}.invalid", 22)
+            assert all(thread.daemon for thread in threading.enumerate() if thread.name == "lookup")
             return await ask(links, server.target(timeout=1.5))
         finally:
             release.set()
 
     assert asyncio.run(clog(make_links(server.known_hosts_line)))
+
+
+@pytest.mark.parametrize("address", ["web..1", "x" * 300, "127.0.0.1\x00.example", "\ud800"])
+def test_what_is_no_name_is_asked_nowhere(server: SshServer, address: str) -> None:
+    failure = refused(make_links(server.known_hosts_line), server.target(address=address))
+    assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
+    assert server.connections == 0
 
 
 def test_a_key_file_that_others_may_read_is_not_used(server: SshServer) -> None:
@@ -243,6 +330,25 @@ def test_the_key_may_be_in_an_agent(server: SshServer, tmp_path: Path) -> None:
     failure = refused(make_links(server.known_hosts_line), target)
     assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
     assert "is ssh-agent running?" in failure.diagnosis.evidence
+
+
+def test_no_key_is_taken_from_the_home_of_the_collectors_user(
+    server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home" / ".ssh"
+    home.mkdir(parents=True)
+    server.client_key.write_private_key(home / "id_ed25519")
+    monkeypatch.setenv("HOME", str(home.parent))
+    socket_path = tmp_path / "agent"
+    other = tmp_path / "other"
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(other)
+    other.chmod(0o600)
+    with subprocess.Popen(["ssh-agent", "-D", "-a", str(socket_path)], stdout=subprocess.DEVNULL) as agent:
+        wait_until(socket_path.exists, what="the agent")
+        subprocess.run(["ssh-add", "-q", str(other)], env={"SSH_AUTH_SOCK": str(socket_path)}, check=True)
+        failure = refused(make_links(server.known_hosts_line), server.target(keys=(), agent=socket_path))
+        agent.terminate()
+    assert failure.diagnosis.kind is DiagnosisKind.KEY_REFUSED
 
 
 def test_an_agent_without_keys_is_told_as_that(server: SshServer, tmp_path: Path) -> None:

@@ -286,3 +286,13 @@ def test_any_bytes(output):
 )
 def test_any_lines_in_a_section(lines, name):
     parse(b"fleetpulse-probe 1\n\n== " + name.encode() + b"\n" + b"\n".join(lines) + b"\n\n== end\n")
+
+
+def test_a_line_of_a_filesystem_that_was_cut_off_in_the_middle():
+    """Its program was ended because one of many mounts hangs."""
+    output = (
+        b"fleetpulse-probe 1\n== local\nlocal 4096 10 5 5 9 9 /\nlocal 4096 12\nstatus timeout 2\n== end\n"
+    )
+    readings = parse(output)
+    assert readings.local is not None
+    assert list(readings.local.by_mount) == ["/"]

@@ -9,19 +9,26 @@ from typing import cast
 import pytest
 
 from collector.config import Config
+from collector.core.diagnosis import Diagnosis, DiagnosisKind
 from collector.core.rules import RuleSet
 from collector.core.status import HostRecord
 from collector.ingest.door import Door
 from collector.ingest.writers import Writers
-from collector.ssh.look import Policy
+from collector.ssh.failure import ProbeFailure
+from collector.ssh.look import Found, Policy
 from collector.ssh.measure import HostMeasurer, Measured
+from collector.ssh.notes import Notes
 from collector.ssh.polled import PolledHost
 from collector.ssh.poller import SshPoller
 from collector.ssh.roster import Moves
+from collector.store.clerk import Clerk
+from collector.store.diagnoses import Finding
+from collector.store.errors import StoreRefused, StoreUnavailable
 from collector.store.hosts import add_hosts, find_hosts, load_facts
 from collector.store.records import rename_host
 from collector.store.ssh_shares import Poller
 from collector.store.store import Store
+from fleetpulse.model import State
 from tests.collector.fleet import record
 from tests.collector.ssh.test_roster import look, silent
 from tests.ssh_server import SshServer, real_output
@@ -139,3 +146,63 @@ def test_output_that_was_cut_off_takes_no_facts_away(polled: Polled) -> None:
     polled._measurer = HostMeasurer()
     polled.report(cut=True)
     assert polled.facts() == known
+
+
+def test_a_failure_is_told_after_another_collector_has_heard_the_host(polled: Polled) -> None:
+    """It does not count at first, because the host was heard since; then it is told of that silence."""
+    failure = ProbeFailure(DiagnosisKind.KEY_REFUSED, "no")
+
+    async def work() -> list[bool]:
+        writers = Writers(
+            polled.store, lambda: RuleSet(()), lambda: 1, lambda _: None, number=1, batch_reports=9, linger=0
+        )
+        writers.start()
+        door = Door(writers, 9)
+        late = PolledHost(polled.host.target, 999, "c2", None)
+        told = [await late.fail(door, failure, lambda: 2_000)]
+        late.heard_at = 1_000
+        told.append(await late.fail(door, failure, lambda: 2_000))
+        await asyncio.to_thread(writers.close, 10)
+        return told
+
+    polled.report()
+    assert asyncio.run(work()) == [False, True]
+    with polled.store.transaction(write=False) as tx:
+        [(state,)] = tx.query("SELECT state FROM check_state WHERE name = %s", ("ssh",))
+    assert state == State.UNKNOWN
+
+
+class _StubbornClerk:
+    """A database that refuses one host's finding, and is away at times."""
+
+    def __init__(self) -> None:
+        self.is_away = False
+        self.written: list[int] = []
+
+    async def run(self, work: Callable[[object], object], *, write: bool = True) -> object:
+        if self.is_away:
+            raise StoreUnavailable("away")
+        return work(self)
+
+
+def test_one_finding_that_cannot_be_stored_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clerk = _StubbornClerk()
+
+    def store(tx: object, found: list[Found], now: int, asked_every: int) -> None:
+        if any(one.finding.host == 2 for one in found):
+            raise StoreRefused("too long")
+        clerk.written += [one.finding.host for one in found]
+
+    monkeypatch.setattr("collector.ssh.notes.note_findings", store)
+    heard: list[object] = []
+    notes = Notes(cast("Clerk", clerk), lambda: 1, heard.append, 60_000)
+    for host in (1, 2, 3, 1):
+        notes.add(Found(Finding(host, "web", 1, Diagnosis(DiagnosisKind.FROZEN, "")), ""))
+    clerk.is_away = True
+    asyncio.run(notes.write())
+    assert len(heard) == 1
+    clerk.is_away = False
+    asyncio.run(notes.write())
+    assert clerk.written == [1, 3]
+    asyncio.run(notes.write())
+    assert clerk.written == [1, 3]

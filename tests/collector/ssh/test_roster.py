@@ -10,6 +10,7 @@ from collector.config import Ssh
 from collector.core.diagnosis import DiagnosisKind
 from collector.core.ssh_settings import SshSettings
 from collector.ssh.look import Look, Policy
+from collector.ssh.polled import PolledHost
 from collector.ssh.roster import Roster
 from collector.ssh.schedule import Schedule, next_turn
 from collector.ssh.slots import Slots
@@ -49,7 +50,7 @@ def silent(number: int, *, received_at: int = NOW, is_configured: bool = False, 
 
 def test_hosts_go_on_in_step_with_whoever_polled_them_before() -> None:
     hosts = [host(1, received_at=NOW - 10_000), host(2, received_at=NOW - 90_000), host(3)]
-    moves = roster().take_polled(look(), policy(*hosts), {}, NOW)
+    moves = roster().take_polled(look(), policy(*hosts), {}, {}, NOW)
     assert moves.due[1] == 20
     assert 0 <= moves.due[2] <= 5
     assert 0 <= moves.due[3] <= 5
@@ -58,18 +59,45 @@ def test_hosts_go_on_in_step_with_whoever_polled_them_before() -> None:
 def test_only_what_is_ours_is_polled_and_left_when_it_is_not() -> None:
     one = roster()
     hosts = policy(host(1), host(2))
-    assert set(one.take_polled(look(), hosts, {}, NOW).due) == {1, 2}
-    moves = one.take_polled(look(shares=frozenset({1})), hosts, {}, NOW)
+    assert set(one.take_polled(look(), hosts, {}, {}, NOW).due) == {1, 2}
+    moves = one.take_polled(look(shares=frozenset({1})), hosts, {}, {}, NOW)
     assert (moves.due, moves.left) == ({}, [2])
     assert one.get(2) is None
     assert one.get(1) is not None
 
 
+def test_when_a_newcomer_was_heard_is_what_the_database_says_now() -> None:
+    """Another collector may have heard it after the policy was read."""
+    one = roster()
+    moves = one.take_polled(look(), policy(host(1, received_at=NOW - 60_000)), {}, {1: NOW - 5_000}, NOW)
+    assert moves.due == {1: 25.0}
+    known = one.get(1)
+    assert known is not None
+    assert known.heard_at == NOW - 5_000
+
+
+def test_a_silent_host_that_is_polled_from_now_on_is_asked_as_that() -> None:
+    one = roster()
+    one.take_silent(look(silent(1)), policy())
+    moves = one.take_polled(look(), policy(host(1)), {}, {}, NOW)
+    assert (moves.left, list(moves.due)) == ([1], [1])
+    assert one.take_silent(look(), policy()).left == []
+    assert isinstance(one.get(1), PolledHost)
+
+
+def test_what_is_no_longer_ours_is_left_before_anything_else() -> None:
+    one = roster()
+    one.take_polled(look(), policy(host(1), host(2)), {}, {}, NOW)
+    one.take_silent(look(silent(3)), policy(host(1), host(2)))
+    assert sorted(one.leave_others(look(shares=frozenset({1}))).left) == [2, 3]
+    assert one.get(1) is not None
+
+
 def test_other_settings_are_used_at_once_and_what_is_known_of_the_host_is_kept() -> None:
     one = roster()
-    one.take_polled(look(), policy(host(1)), {}, NOW)
+    one.take_polled(look(), policy(host(1)), {}, {}, NOW)
     known = one.get(1)
-    moves = one.take_polled(look(), policy(host(1, port=2222)), {}, NOW)
+    moves = one.take_polled(look(), policy(host(1, port=2222)), {}, {}, NOW)
     assert moves.due == {1: 0.0}
     assert one.get(1) is known
     assert known is not None
@@ -79,12 +107,12 @@ def test_other_settings_are_used_at_once_and_what_is_known_of_the_host_is_kept()
 def test_settings_that_make_no_sense_are_told_once_and_stop_no_other_host() -> None:
     one = roster()
     hosts = policy(host(1, problem="port: nonsense"), host(2))
-    moves = one.take_polled(look(), hosts, {}, NOW)
+    moves = one.take_polled(look(), hosts, {}, {}, NOW)
     assert set(moves.due) == {2}
     [(told, diagnosis)] = moves.findings
     assert (told.host, diagnosis.kind) == (1, DiagnosisKind.NOT_PROBED)
     assert "port: nonsense" in diagnosis.evidence
-    assert not one.take_polled(look(), hosts, {}, NOW).findings
+    assert not one.take_polled(look(), hosts, {}, {}, NOW).findings
 
 
 def test_a_host_that_falls_silent_is_asked_at_once_and_left_when_it_is_heard() -> None:
@@ -169,3 +197,24 @@ def test_suspects_fill_a_quarter_of_the_places_and_groups_what_they_may() -> Non
         return seen
 
     assert asyncio.run(fill()) == (2, 3, 3)
+
+
+def test_a_group_that_is_full_of_dead_hosts_keeps_no_other_suspect_waiting() -> None:
+    async def fill() -> bool:
+        slots = Slots(8)
+        leave = asyncio.Event()
+
+        async def stay() -> None:
+            async with slots.hold((("lab", 1),), is_suspect=True):
+                await leave.wait()
+
+        tasks = [asyncio.create_task(stay()) for _ in range(20)]
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(5), slots.hold((), is_suspect=True):
+                return True
+        finally:
+            leave.set()
+            await asyncio.gather(*tasks)
+
+    assert asyncio.run(fill())

@@ -13,6 +13,7 @@ from collector.ssh.target import Hop, Resolver, parse_jump
 from collector.ssh.trust import TrustedKeys
 from collector.store.ssh_hosts import SshHost
 from fleetpulse.config import ConfigError, Duration
+from tests.processes import wait_until
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
 
@@ -64,6 +65,20 @@ def test_a_file_that_cannot_be_used_is_told_with_its_name(tmp_path: Path) -> Non
     file.write_text("Host *\n  Port many\n")
     with pytest.raises(ConfigError, match=str(file)):
         resolver.target(host(), {})
+
+
+def test_many_names_are_looked_for_in_the_background(tmp_path: Path) -> None:
+    """The whole of a large file is gone through for each."""
+    file = tmp_path / "ssh_config"
+    file.write_text("".join(f"Host web-{number}\n  User user-{number}\n" for number in range(200)))
+    resolver = Resolver(Ssh(config_file=file))
+    names = [f"web-{number}" for number in range(100)]
+    assert not resolver.is_ready(names)
+    wait_until(lambda: resolver.is_ready(names), what="their settings")
+    assert resolver.target(host("web-77"), {}).user == "user-77"
+    assert Resolver(Ssh()).is_ready(names)
+    file.unlink()
+    assert resolver.is_ready(names), "the error is told by whoever asks for settings"
 
 
 def test_a_host_may_do_without_the_jump_host_of_its_group() -> None:
@@ -129,6 +144,13 @@ def test_a_line_that_makes_no_sense_takes_no_other_with_it() -> None:
         trusted("# a comment", "", "nonsense", "web-1 ssh-ed25519 AAAA", "@strange web-1 x y", f"web-1 {KEY}")
         == 1
     )
+
+
+def test_a_host_is_looked_for_once_among_thousands_of_lines() -> None:
+    keys = TrustedKeys([f"web-{number}.* {KEY}" for number in range(1_000)])
+    assert keys.is_large
+    assert keys.of(("web-1.lab",), 22) is keys.of(("web-1.lab",), 22)
+    assert not TrustedKeys([f"web-1 {KEY}"]).is_large
 
 
 def test_a_known_hosts_file_that_cannot_be_read(tmp_path: Path) -> None:
