@@ -22,6 +22,7 @@ from collector.cli.session import CliError, Session, complain
 from collector.cli.ssh_algorithms import check_algorithms
 from collector.cli.ssh_places import tell_of_trusted
 from collector.cli.ssh_plan import Outcome, Step, Wanted, bring_about, plan, remove_polled
+from collector.config import Ssh
 from collector.core.render import count, listed
 from collector.core.ssh_settings import SettingsError, SshSettings
 from collector.store.hosts import find_hosts

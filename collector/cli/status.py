@@ -45,13 +45,14 @@ class ReportAges(NamedTuple):
 
 
 class BadHost(NamedTuple):
-    """A host that is not OK."""
+    """A host that is not OK. `told` is what the table says of its diagnosis, None for nothing."""
 
     host: HostLine
     state: State
     presence: Presence
     checks: tuple[CheckLine, ...]
     diagnosis: StoredDiagnosis | None
+    told: StoredDiagnosis | None
 
     @property
     def since(self) -> int:
@@ -224,10 +225,10 @@ def check_json(check: CheckLine) -> dict[str, object]:
 def _reasons(bad: BadHost) -> str:
     reasons = []
     if bad.presence is not Presence.FRESH:
-        why = f": {bad.diagnosis.kind.value}" if bad.diagnosis else ""
+        why = f": {bad.told.kind.value}" if bad.told else ""
         reasons.append(bad.presence.value.replace("_", " ") + why)
     # Of a polled host, its check says what the diagnosis does.
-    checks = [check for check in bad.checks if bad.diagnosis is None or check.key != _OF_SSH]
+    checks = [check for check in bad.checks if bad.told is None or check.key != _OF_SSH]
     for check in checks[:_CHECKS_SHOWN]:
         mark = "" if check.state is bad.state else f" {check.state.name}"
         reasons.append(f"{check.key}{mark}: {check.message}" if check.message else f"{check.key}{mark}")
@@ -278,9 +279,12 @@ def _load_bad(
     lines = reading.load_lines(tx, hosts)
     failing = reading.load_failing(tx, hosts)
     silent = (host for host in lines.values() if standing[host.host][1] is not Presence.FRESH)
-    diagnoses = without_unasked(tx, find_current(tx, silent), site)
+    diagnoses = find_current(tx, silent)
+    told = without_unasked(tx, diagnoses, site)
     return tuple(
-        BadHost(lines[host], *standing[host], tuple(failing.get(host, ())), diagnoses.get(host))
+        BadHost(
+            lines[host], *standing[host], tuple(failing.get(host, ())), diagnoses.get(host), told.get(host)
+        )
         for host in hosts
         if host in lines
     )

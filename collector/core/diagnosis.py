@@ -82,7 +82,8 @@ def of_no_answer(
     """Nothing came back from a host: it is dead, unless nothing comes back from its whole network.
 
     Nobody can tell a machine that is off from one behind a cut, but for the others behind the same cut: if one of
-    its network should have been heard since this one was missed first (`missing_since`), and none was.
+    its network should have been heard by now, and none was since this one was missed first (`missing_since`), or
+    none is any more.
     `asked_every`: the milliseconds between two questions over SSH to a host whose agent is silent.
     """
     network = network_of(address)
@@ -93,8 +94,8 @@ def of_no_answer(
         for one in neighbours
         if one.heard_at and one.address != address and network_of(one.address) == network
     ]
-    heard = [one for one in others if one.heard_at > missing_since]
     due = [one for one in others if one.is_due(now, asked_every)]
+    heard = [one for one in others if one.heard_at > missing_since and one not in due]
     if heard:
         text += f"; {count(len(heard), 'other host')} of {network} {'is' if len(heard) == 1 else 'are'} heard"
     elif due:

@@ -13,13 +13,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import asyncssh
 import pytest
 
 from collector.cli import findings
+from collector.cli.doctor_ssh import look_at_keys
 from collector.cli.findings import Finding
 from collector.cli.main import run
 from collector.ingest.refusals import COUNTED
 from collector.store.collectors import CollectorRow, Listening
+from collector.store.schema import upgrade
+from collector.store.store import open_store
 from fleetpulse.model import State
 from tests.collector.cli_process import environment, run_cli
 from tests.faults import ReadOnly
@@ -259,3 +263,96 @@ def test_a_writer_that_does_not_let_go(
     _, found = states(url, f"unix:{tmp_path}/s")
     other.close()
     assert (found["database"], found["writes"], found["pool"]) == ("OK", "CRITICAL", "OK")
+
+
+# --- ssh ---
+
+
+@pytest.fixture
+def fleet_url(tmp_path: Path) -> str:
+    url = f"sqlite:///{tmp_path}/f.db"
+    store = open_store(url, pool_size=1, create=True)
+    upgrade(store, lambda: 1)
+    store.close()
+    return url
+
+
+def ssh_findings(found: dict[str, str]) -> dict[str, str]:
+    return {name: state for name, state in found.items() if name.startswith("ssh")}
+
+
+def test_nothing_of_ssh_where_it_is_not_in_use(states: States, fleet_url: str) -> None:
+    assert ssh_findings(states(fleet_url, "127.0.0.1:1")[1]) == {}
+
+
+def test_what_ssh_needs(
+    states: States,
+    fleet_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    key, agent, missing = tmp_path / "k", tmp_path / "agent", tmp_path / "missing"
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(key)
+    key.chmod(0o644)
+    (tmp_path / "known").write_text("")
+    monkeypatch.setenv("FLEETPULSE_DATABASE", fleet_url)
+    assert run(["ssh", "add", "web-1"]) == 0
+    capsys.readouterr()
+    assert ssh_findings(states(fleet_url, "127.0.0.1:1")[1]) == {
+        "ssh keys": "WARNING",
+        "ssh hosts": "WARNING",
+    }
+    wrong = {
+        "SSH_KEYS": str(key),
+        "SSH_AGENT": str(agent),
+        "SSH_CONFIG_FILE": str(missing),
+        "SSH_KNOWN_HOSTS": str(missing),
+    }
+    assert ssh_findings(states(fleet_url, "127.0.0.1:1", **wrong)[1]) == {
+        "ssh config_file": "CRITICAL",
+        "ssh keys": "CRITICAL",
+        "ssh agent": "CRITICAL",
+        "ssh known_hosts": "CRITICAL",
+    }
+    key.chmod(0o600)
+    (tmp_path / "config").write_text("Host *\n  Port 23\n")
+    monkeypatch.delenv("FLEETPULSE_SSH_AGENT")
+    right = {
+        "SSH_KEYS": str(key),
+        "SSH_CONFIG_FILE": str(tmp_path / "config"),
+        "SSH_KNOWN_HOSTS": str(tmp_path / "known"),
+    }
+    assert ssh_findings(states(fleet_url, "127.0.0.1:1", **right)[1]) == {
+        "ssh config_file": "OK",
+        "ssh keys": "OK",
+        "ssh known_hosts": "OK",
+        "ssh hosts": "WARNING",
+    }
+    line = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
+    (tmp_path / "known").write_text(f"[web-1]:23 {line}")
+    assert ssh_findings(states(fleet_url, "127.0.0.1:1", **right)[1])["ssh hosts"] == "OK"
+
+
+def test_the_collectors_user_must_read_the_keys(tmp_path: Path) -> None:
+    key = tmp_path / "k"
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(key)
+    key.chmod(0o600)
+    assert look_at_keys([key], key.stat().st_uid, has_agent=False).state is State.OK
+    told = look_at_keys([key], key.stat().st_uid + 1, has_agent=False)
+    assert (told.state, "who cannot read it; run: chown" in told.text) == (State.CRITICAL, True)
+    assert look_at_keys([], None, has_agent=True).state is State.OK
+
+
+@pytest.mark.parametrize("name", ["KEYS", "KNOWN_HOSTS", "CONFIG_FILE"])
+def test_the_files_of_ssh_are_part_of_the_configuration(tmp_path: Path, name: str) -> None:
+    ran = subprocess.run(
+        [SERVICE, "--check-config"],
+        env=environment(None, **{f"FLEETPULSE_SSH_{name}": str(tmp_path / "none")}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert ran.returncode == 78
+    assert f"fleet-collector: ssh.{name.lower()}: cannot read {tmp_path}/none: No such file" in ran.stderr

@@ -10,12 +10,12 @@ import pytest
 from collector.core.diagnosis import Diagnosis, DiagnosisKind
 from collector.core.silence import FleetSilence
 from collector.core.ssh_settings import SshSettings
-from collector.core.status import Event, EventKind, Silence
+from collector.core.status import CheckStatus, Event, EventKind, Silence
 from collector.store.diagnoses import Finding, save_findings
 from collector.store.silence import save_fleet_silence
 from collector.store.ssh_hosts import save_ssh_host
 from collector.store.store import Store
-from fleetpulse.model import State
+from fleetpulse.model import CheckKey, State
 from tests.collector.cli_inside import Cli
 from tests.collector.fleet import MINUTE, Fleet, failing
 
@@ -186,7 +186,7 @@ def test_why_hosts_are_silent(fleet: Fleet, cli: Cli) -> None:
     text = cli("stale").out
     assert text.splitlines()[0] == (
         "CRITICAL: 5 of 7 hosts silent: dead-0, dead-1, agent, unasked, back "
-        "(2 host dead, 1 agent dead, host up); 1 of unknown presence or never seen: new (1 not probed)"
+        "(2 host dead; 1 agent dead, host up); 1 of unknown presence or never seen: new"
     )
     assert "host dead: no answer\n" in text
     assert "agent dead, host up: killed by the kernel\n" in text
@@ -234,8 +234,39 @@ def test_show_says_why(fleet: Fleet, cli: Cli) -> None:
     assert "\n  checks and values are from SSH, 3" in text
     answer = cli("show", "one", "--json").json
     assert (answer["source"], answer["diagnosis"]["evidence"]) == ("ssh", "killed\nand again")
-    diagnose(fleet, host, DiagnosisKind.HOST_DEAD, ago=4 * MINUTE)
+    with fleet.store.transaction() as tx:
+        tx.execute("UPDATE host_seen SET received_at = %s", (fleet.now - 4 * MINUTE,))
     assert cli("show", "one", "--json").json["source"] == "agent"
+
+
+def test_nothing_is_said_twice(fleet: Fleet, cli: Cli) -> None:
+    fleet.listen()
+    check = {CheckKey("ssh"): CheckStatus(State.UNKNOWN, fleet.now, "host dead: no answer")}
+    host, _ = fleet.add("polled", ago=5 * MINUTE, agent_version="ssh", checks=check)
+    with fleet.store.transaction() as tx:
+        save_ssh_host(tx, host, SshSettings(), polled=True)
+    assert "stale; ssh UNKNOWN: host dead: no answer\n" in cli("status").out
+    diagnose(fleet, host, DiagnosisKind.HOST_DEAD, ago=5 * MINUTE, text="no answer")
+    assert "  stale: host dead\n" in cli("status").out
+
+
+def test_that_nobody_was_asked_counts_where_ssh_is_in_use(
+    fleet: Fleet, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.listen()
+    host, _ = fleet.add("one", ago=5 * MINUTE)
+    diagnose(fleet, host, DiagnosisKind.NOT_PROBED, ago=5 * MINUTE)
+    assert "not probed" not in cli("stale").out.splitlines()[0]
+    assert "not probed" not in cli("status").out
+    monkeypatch.setenv("FLEETPULSE_SSH_KEYS", "/k")
+    assert "(1 not probed)" in cli("stale").out.splitlines()[0]
+    assert "stale: not probed" in cli("status").out
+
+
+def test_an_event_without_an_old_value(fleet: Fleet, cli: Cli) -> None:
+    host, _ = fleet.add("one")
+    fleet.event(host, "one", Event(fleet.now, EventKind.DIAGNOSED, new="host dead", message="no answer"))
+    assert cli("events").out.endswith("  host dead: no answer\n")
 
 
 def test_a_polled_host_is_known_from_ssh(fleet: Fleet, cli: Cli) -> None:

@@ -415,7 +415,8 @@ def test_remove_asks_on_a_terminal(url: str, fleet: Fleet) -> None:
     terminal = Terminal(url, "remove", "one")
     terminal.read_until(lambda text: "Remove 1 host? [y/N]" in text)
     terminal.type("n\n")
-    assert terminal.end() == 130
+    assert terminal.end() == 3
+    assert "nothing was changed" in terminal.text
     terminal = Terminal(url, "remove", "one")
     terminal.read_until(lambda text: "Remove 1 host? [y/N]" in text)
     terminal.type("y\n")
@@ -426,7 +427,7 @@ def test_remove_asks_on_a_terminal(url: str, fleet: Fleet) -> None:
 def test_a_key_is_trusted_if_somebody_says_so(url: str, fleet: Fleet, tmp_path: Path) -> None:
     with SshServer(tmp_path, b"") as server:
         run_cli(url, "ssh", "add", "web-1", "--address", "127.0.0.1", "--port", str(server.port))
-        for answer, status, trusted in (("n", 130, 0), ("y", 0, 1)):
+        for answer, status, trusted in (("n", 3, 0), ("", 3, 0), ("y", 0, 1)):
             terminal = Terminal(url, "ssh", "trust", "web-1")
             terminal.read_until(lambda text: "Trust 1 key of 1 host? [y/N]" in text)
             assert server.host_key.get_fingerprint() in terminal.text
@@ -434,6 +435,18 @@ def test_a_key_is_trusted_if_somebody_says_so(url: str, fleet: Fleet, tmp_path: 
             assert terminal.end() == status
             with fleet.store.transaction(write=False) as tx:
                 assert len(load_known_hosts(tx)) == trusted
+
+
+def test_who_shows_no_key_is_part_of_the_question(url: str, fleet: Fleet, tmp_path: Path) -> None:
+    with SshServer(tmp_path, b"") as server:
+        for name, port in (("web-1", server.port), ("web-2", 1)):
+            run_cli(url, "ssh", "add", name, "--address", "127.0.0.1", "--port", str(port))
+        terminal = Terminal(url, "ssh", "trust", "--untrusted")
+        terminal.read_until(lambda text: "Trust 1 key of 1 host, without web-2? [y/N]" in text)
+        assert "asking 2 hosts ..." in terminal.text
+        assert "127.0.0.1:1 " in terminal.text
+        terminal.type("n\n")
+        assert terminal.end() == 3
 
 
 @pytest.mark.parametrize(
@@ -454,7 +467,8 @@ def test_a_question_does_nothing_to_the_terminal(
     terminal = Terminal(url, *arguments, *ids)
     terminal.read_until(lambda text: f"{question} [y/N]" in text)
     terminal.type("n\n")
-    assert terminal.end() == 130
+    assert terminal.end() == 3
+    assert "nothing was changed" in terminal.text
     assert all(line.isprintable() for line in terminal.text.replace("\r", "").split("\n")), terminal.text
     assert r"\x1b[5mevil\x9b5m\u202e\x07" in terminal.text
 

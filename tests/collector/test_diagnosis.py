@@ -45,6 +45,11 @@ def test_a_neighbour_that_was_heard_before_the_host_was_missed_tells_nothing() -
     assert later.kind is DiagnosisKind.NETWORK_UNREACHABLE
 
 
+def test_a_network_that_is_cut_off_after_the_host_was_missed() -> None:
+    later = MISSING + 2 * INTERVAL
+    assert kind(neighbour("192.0.2.8", later)) is DiagnosisKind.NETWORK_UNREACHABLE
+
+
 def test_one_that_is_heard_outweighs_many_that_are_not() -> None:
     """Half of the network is switched off at night."""
     others = [neighbour(f"192.0.2.{number}") for number in range(8, 50)]

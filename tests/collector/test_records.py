@@ -20,6 +20,8 @@ from collector.store.certificates import CertificateRow, add_certificate, load_c
 from collector.store.conflicts import ConflictRow, load_conflicts, save_conflict
 from collector.store.errors import StoreConflict
 from collector.store.event_log import Filter, load_events
+from collector.store.ssh_hosts import load_version
+from collector.store.ssh_known_hosts import add_known_hosts, load_known_hosts
 from collector.store.store import Store
 from collector.store.tokens import NewToken, add_tokens, find_tokens
 from fleetpulse.model import CheckKey, CheckLayout, CheckResult, Layout, Measurement, Report, State
@@ -80,6 +82,45 @@ def collector(fleet: Fleet) -> Iterator[Collector]:
     made = Collector(fleet.store, lambda: fleet.now)
     yield made
     made.close()
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_trusted_keys_go_with_the_name(fleet: Fleet, other: bool) -> None:
+    host, _ = fleet.add("web-1")
+    if other:
+        fleet.add("web-1")
+    stored = [
+        "web-1 ssh-ed25519 A",
+        "web-1,192.0.2.7 ssh-ed25519 B",
+        "[web-1]:2222 ssh-ed25519 C",
+        "@revoked web-1 ssh-ed25519 D",
+        "web-* ssh-ed25519 E",
+        "web-10 ssh-ed25519 F",
+    ]
+    with fleet.store.transaction() as tx:
+        add_known_hosts(tx, stored, 1)
+        before = load_version(tx)
+        records.rename_host(tx, host, "db-1", fleet.now)
+    with fleet.store.transaction(write=False) as tx:
+        names = {line.rpartition(" ")[2]: line.rpartition(" ssh-")[0] for line in load_known_hosts(tx)}
+        assert load_version(tx) != before
+    assert names == {
+        "A": "web-1,db-1" if other else "db-1",
+        "B": "web-1,192.0.2.7,db-1" if other else "db-1,192.0.2.7",
+        "C": "[web-1]:2222,[db-1]:2222" if other else "[db-1]:2222",
+        "D": "@revoked web-1,db-1",
+        "E": "web-*",
+        "F": "web-10",
+    }
+
+
+@pytest.mark.parametrize("name", ["*", "a b", "a,b", "!a"])
+def test_a_name_that_means_others_as_well_gets_no_keys(fleet: Fleet, name: str) -> None:
+    host, _ = fleet.add("web-1")
+    with fleet.store.transaction() as tx:
+        add_known_hosts(tx, ["web-1 ssh-ed25519 A"], 1)
+        records.rename_host(tx, host, name, fleet.now)
+        assert load_known_hosts(tx) == ["web-1 ssh-ed25519 A"]
 
 
 def certificate(host: int, number: int) -> CertificateRow:

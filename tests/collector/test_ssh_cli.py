@@ -18,10 +18,13 @@ from typing import Any
 import asyncssh
 import pytest
 
-from collector.cli import ssh_plan
+from collector.cli import ssh_plan, ssh_trust_hosts
+from collector.cli.ssh_offers import Offer, Verdict
 from collector.core.diagnosis import Diagnosis, DiagnosisKind
 from collector.core.ssh_settings import SshSettings
 from collector.ssh import probe
+from collector.ssh.target import Target
+from collector.ssh.trust import Trusted
 from collector.store.diagnoses import Finding, save_findings
 from collector.store.hosts import find_hosts
 from collector.store.ssh_hosts import (
@@ -123,26 +126,26 @@ def test_the_interval_of_a_new_host_is_that_of_its_group(fleet: Fleet, cli: Cli)
 
 
 def test_again_changes_only_what_is_given(fleet: Fleet, cli: Cli) -> None:
-    cli("ssh", "add", "web-1", "--user", "root", "--port", "23", "-o", "Ciphers=a")
+    cli("ssh", "add", "web-1", "--user", "root", "--port", "23", "-o", "Ciphers=aes128-ctr")
     before = version(fleet.store)
     ran = cli("ssh", "add", "WEB-1", "--port", "23")
     assert (ran.status, ran.out.count("\n")) == (0, 1)
     assert ran.out.endswith(": nothing changed\n")
     assert version(fleet.store) == before
-    ran = cli("ssh", "add", "web-1", "--port", "24", "-o", "MACs=b", "--no-fallback", "--group", "g")
+    ran = cli("ssh", "add", "web-1", "--port", "24", "-o", "MACs=hmac-sha1", "--no-fallback", "--group", "g")
     assert sorted(ran.out.partition("): ")[2].strip().split(", ")) == [
-        "MACs - -> b",
+        "MACs - -> hmac-sha1",
         "fallback - -> no",
         "joins g",
         "port 23 -> 24",
     ]
     assert version(fleet.store) != before
     assert stored(fleet.store)["web-1"].settings == SshSettings(
-        user="root", port=24, fallback=False, options={"Ciphers": "a", "MACs": "b"}
+        user="root", port=24, fallback=False, options={"Ciphers": "aes128-ctr", "MACs": "hmac-sha1"}
     )
     assert cli("ssh", "add", "web-1", "--user", "", "--port", "0", "--fallback").status == 0
     assert stored(fleet.store)["web-1"].settings == SshSettings(
-        fallback=True, options={"Ciphers": "a", "MACs": "b"}
+        fallback=True, options={"Ciphers": "aes128-ctr", "MACs": "hmac-sha1"}
     )
     assert kinds(cli) == ["added web-1"]
 
@@ -187,6 +190,18 @@ def test_settings_that_somebody_spoiled_are_written_anew(fleet: Fleet, cli: Cli)
         (("web-1", "--user=-x"), "begins with a dash"),
         (("web-1", "--timeout", "1m"), "is too long"),
         (("web-1", "-o", "Foo=1"), "option Foo is not supported"),
+        (("",), "a name has 1 to 255"),
+        (("[web]",), "a name that ssh takes for something else, by [ ]"),
+        (("web-1:23",), "without the port, which --port says"),
+        (("web=1",), "no machine is called so, with ="),
+        (
+            ("web-1", "-o", "Ciphers=aes128-ctr,aes"),
+            "there is no 'aes'; there are chacha20-poly1305@openssh.com, ",
+        ),
+        (("web-1", "-o", "macs=+x*"), "option MACs: there is no 'x*'"),
+        (("web-1", "-o", "KexAlgorithms=x"), "option KexAlgorithms: there is no 'x'"),
+        (("web-1", "-o", "HostKeyAlgorithms=x"), "option HostKeyAlgorithms: there is no 'x'"),
+        (("web-1", "-o", "PubkeyAcceptedAlgorithms=x"), "option PubkeyAcceptedAlgorithms: there is no 'x'"),
         (("web-1", "--group", ""), "1 to 255 characters"),
         (("twin",), "'twin' may be any of 2 hosts"),
     ],
@@ -198,6 +213,33 @@ def test_what_cannot_be_added(fleet: Fleet, cli: Cli, arguments: tuple[str, ...]
     assert (ran.status, ran.out) == (3, "")
     assert said in ran.err
     assert stored(fleet.store) == {}
+
+
+def test_an_option_is_taken_back_by_an_empty_value(fleet: Fleet, cli: Cli) -> None:
+    cli("ssh", "add", "web-1", "-o", "Ciphers=+aes128-cbc", "-o", "MACs=hmac-sha1")
+    ran = cli("ssh", "add", "web-1", "-o", "Ciphers=")
+    assert ran.out.endswith(": Ciphers +aes128-cbc -> -\n")
+    assert stored(fleet.store)["web-1"].settings.options == {"MACs": "hmac-sha1"}
+    cli("ssh", "group", "g", "-o", "MACs=hmac-sha1")
+    assert cli("ssh", "group", "g", "-o", "macs=").out == "g, 0 hosts: MACs hmac-sha1 -> -\n"
+
+
+def test_what_a_host_logs_in_with_may_come_from_its_group(fleet: Fleet, cli: Cli) -> None:
+    cli("ssh", "group", "g", "--key", "/k")
+    assert "not asked over SSH yet" not in cli("ssh", "add", "web-1", "--group", "g").err
+    assert "web-2 is not asked over SSH yet: no keys and no agent" in cli("ssh", "add", "web-2").err
+
+
+def test_only_what_is_new_is_told(fleet: Fleet, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLEETPULSE_SSH_KEYS", "/k")
+    for number in range(3):
+        fleet.add(f"agent-{number}")
+    assert "asked from now on" not in cli("ssh", "add", "agent-0", "--port", "23").out
+    ran = cli("ssh", "add", "agent-1", "--no-fallback")
+    assert "asked from now on" not in ran.out
+    assert "SSH is never asked" in ran.out
+    monkeypatch.setenv("FLEETPULSE_SSH_FALLBACK", "false")
+    assert "SSH is asked from now on when its agent is silent" in cli("ssh", "add", "agent-2").out
 
 
 # --- group ---
@@ -308,6 +350,22 @@ def test_all_of_an_inventory_or_nothing(fleet: Fleet, cli: Cli, tmp_path: Path) 
     assert cli("ssh", "import", str(tmp_path / "none")).err.endswith("No such file or directory\n")
 
 
+def test_what_an_import_says(fleet: Fleet, cli: Cli, inventory: Path) -> None:
+    for dry in (("--dry-run",), ()):
+        out = cli("ssh", "import", str(inventory), *dry).out
+        assert re.search(r"web-1 +created +address 192\.0\.2\.1, user root, joins web\n", out)
+        assert ("next: collector-cli ssh trust --untrusted && collector-cli ssh test agent-1\n" in out) is (
+            not dry
+        )
+    assert "next:" not in cli("ssh", "import", str(inventory)).out
+    inventory.write_text(
+        json.dumps(
+            {"_meta": {"hostvars": {"a": {"ansible_ssh_common_args": "-c rot13"}}}, "g": {"hosts": ["a"]}}
+        )
+    )
+    assert "a: option Ciphers: there is no 'rot13'" in cli("ssh", "import", str(inventory)).err
+
+
 def test_a_list_of_names_on_standard_input(fleet: Fleet, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"web-1\nweb-2 # spare\n")))
     assert cli("ssh", "import", "-").out.startswith("OK: 2 created")
@@ -407,7 +465,7 @@ def test_how_hosts_are_reached_when_all_is_put_together(
     assert (web["hostname"], web["mode"], web["address"], web["jump"]) == ("web-1", "polled", "web-1", None)
     assert [(group["name"], group["hosts"]) for group in answer["groups"]] == [("g", 1)]
     text = cli("ssh", "list").out
-    assert "agent-1  fallback  monitor@192.0.2.9:23 through gate  -      c1" in text
+    assert "agent-1  fallback  monitor@192.0.2.9:23 through root@gate  -      c1" in text
     assert "host dead: no answer" in text
     assert "Nothing is asked over SSH" not in text
     assert "g      1      jump root@gate, interval 1m 0s" in text
@@ -417,6 +475,29 @@ def test_how_hosts_are_reached_when_all_is_put_together(
     assert cli("ssh", "list", "--group", "nobody").status == 3
     cli("ssh", "add", "agent-1", "--no-fallback")
     assert cli("ssh", "list", "--json").json["hosts"][0]["mode"] == "never"
+
+
+def test_some_hosts_and_where_they_are(fleet: Fleet, cli: Cli) -> None:
+    fleet.listen()
+    cli("ssh", "add", "six", "--address", "2001:db8::7", "--user", "me", "--jump", "a,root@b:23")
+    cli("ssh", "add", "web-1", "--address", "192.0.2.1")
+    with fleet.store.transaction() as tx:
+        take_shares(tx, Poller("c1", "run"), fleet.now)
+    out = cli("ssh", "list", "six").out
+    assert "me@[2001:db8::7]:22 through a, root@b:23" in out
+    assert "web-1" not in out
+    assert cli("ssh", "list", "nobody").status == 3
+    assert {host["hostname"]: host["address"] for host in cli("hosts", "--json").json["hosts"]} == {
+        "six": "2001:db8::7",
+        "web-1": "192.0.2.1",
+    }
+    shown = cli("show", "six").out
+    assert "  reached       me@[2001:db8::7]:22 through a, root@b:23\n" in shown
+    assert "  collector     c1\n" in shown
+    assert "  address       2001:db8::7\n" in shown
+    assert "certificate" not in shown
+    assert cli("show", "six", "--json").json["ssh"]["jump"] == ["a", "root@b:23"]
+    assert "192.0.2.1" in cli("stale").out
 
 
 def test_the_home_in_a_keys_name_is_that_of_the_collectors_user(
@@ -466,6 +547,18 @@ def test_removing(fleet: Fleet, cli: Cli) -> None:
     assert "nothing is said of how agent-1 is reached over SSH" in ran.err
 
 
+def test_trusted_keys_of_hosts_that_are_gone_are_told(fleet: Fleet, cli: Cli) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    for name in ("web-1", "web-2", "web-3"):
+        cli("ssh", "add", name)
+    with fleet.store.transaction() as tx:
+        add_known_hosts(tx, [f"web-1,web-2 {public(key)}"], 1)
+    for command, name in ((("ssh", "remove"), "web-1"), (("remove",), "web-2")):
+        ran = cli(*command, name, "--yes")
+        assert ran.err.endswith(f"to trust them no more: collector-cli ssh trust --forget {name}\n")
+    assert cli("ssh", "remove", "web-3", "--yes").err == ""
+
+
 # --- trust ---
 
 
@@ -490,7 +583,7 @@ def test_the_keys_that_hosts_show_are_trusted(
     assert version(fleet.store) != before
     again = cli("ssh", "trust", "web-1")  # asks nothing
     assert (again.status, again.out.splitlines()[1].split()[-2:]) == (0, ["FINGERPRINT", "STATE"])
-    assert "already trusted" in again.out
+    assert again.out.endswith("  trusted\n")
     assert cli("ssh", "test", "web-1").out.count("host key ssh-ed25519") == 1
 
 
@@ -511,7 +604,12 @@ def test_another_key_is_refused_until_it_is_to_replace_the_old_one(
     assert answer["hosts"][0]["known"] == [{"type": "ssh-ed25519", "fingerprint": old.get_fingerprint()}]
     ran = cli("ssh", "trust", "web-1", "--yes", "--replace")
     assert (ran.status, ran.err) == (0, "")
-    assert lines(fleet.store) == [f"web-9 {public(other)}", f"web-1 {public(server.host_key)}"]
+    # Others who share the line keep it.
+    assert set(lines(fleet.store)) == {
+        f"web-9 {public(other)}",
+        f"other {public(old)}",
+        f"web-1 {public(server.host_key)}",
+    }
 
 
 def test_a_key_that_a_pattern_vouches_for_cannot_be_replaced_silently(
@@ -552,16 +650,118 @@ def test_a_jump_host_is_trusted_by_its_own_name(
     assert ran.status == 1
     assert "collector-cli ssh trust 127.0.0.1" in ran.out
     assert cli("ssh", "trust", "127.0.0.1", "--yes").status == 0
-    assert lines(fleet.store) == [f"127.0.0.1 {public(server.host_key)}"]
-    # What is reached through it has another key, and a name of its own.
-    cli("ssh", "trust", "--forget", "127.0.0.1")
-    with fleet.store.transaction() as tx:
-        add_known_hosts(tx, [f"[127.0.0.1]:{server.port} {public(server.host_key)}"], 1)
+    # Another machine may answer at another port.
+    assert lines(fleet.store) == [f"[127.0.0.1]:{server.port} {public(server.host_key)}"]
     assert cli("ssh", "trust", "inner", "--yes").status == 0
     assert f"inner {public(servers[1].host_key)}" in lines(fleet.store)
     ran = cli("ssh", "trust", "nobody", "--yes")
     assert ran.status == 3
     assert "no host nobody, and no jump host" in ran.err
+
+
+def test_jump_hosts_at_one_address_are_told_apart_by_their_ports(
+    fleet: Fleet, cli: Cli, server: SshServer, servers: tuple[SshServer, SshServer]
+) -> None:
+    one, two = servers
+    add(cli, "a", one, "--jump", f"root@127.0.0.1:{one.port}")
+    add(cli, "b", two, "--jump", f"127.0.0.1:{two.port}")
+    assert cli("ssh", "trust", f"admin@127.0.0.1:{two.port}", "--yes").status == 0
+    assert lines(fleet.store) == [f"[127.0.0.1]:{two.port} {public(two.host_key)}"]
+    assert cli("ssh", "trust", "127.0.0.1", "--yes").status == 0
+    assert set(lines(fleet.store)) == {
+        f"[127.0.0.1]:{server.port} {public(server.host_key)}" for server in servers
+    }
+    assert "no host 127.0.0.1:1," in cli("ssh", "trust", "127.0.0.1:1", "--yes").err
+
+
+def test_a_key_of_an_address_that_others_have_is_not_replaced(
+    fleet: Fleet, cli: Cli, server: SshServer
+) -> None:
+    old = asyncssh.generate_private_key("ssh-ed25519")
+    add(cli, "other", server)
+    with fleet.store.transaction() as tx:
+        add_known_hosts(tx, [f"web-1 {public(old)}", f"[127.0.0.1]:{server.port} {public(old)}"], 1)
+    ran = cli("ssh", "trust", "web-1", "--yes", "--replace")
+    assert f"{old.get_fingerprint()} is still trusted" in ran.err
+    assert set(lines(fleet.store)) == {
+        f"[127.0.0.1]:{server.port} {public(old)}",
+        f"web-1 {public(server.host_key)}",
+    }
+
+
+def test_a_key_of_another_type_replaces_nothing(fleet: Fleet, cli: Cli, server: SshServer) -> None:
+    other = asyncssh.generate_private_key("ecdsa-sha2-nistp256")
+    with fleet.store.transaction() as tx:
+        add_known_hosts(tx, [f"web-1 {public(other)}"], 1)
+    assert cli("ssh", "trust", "web-1", "--yes").status == 2
+    ran = cli("ssh", "trust", "web-1", "--fingerprint", server.host_key.get_fingerprint())
+    assert (ran.status, ran.err) == (0, "")
+    assert len(lines(fleet.store)) == 2
+    assert ran.out.splitlines()[2].endswith("trusted from now on")
+    assert cli("ssh", "trust", "web-1").out.endswith("  trusted\n")
+
+
+def test_each_key_says_how_it_stands() -> None:
+    one, two, old = (
+        asyncssh.generate_private_key(kind) for kind in ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-ed25519")
+    )
+    with_key = Offer(
+        Target(1, "", "a", "b", 22, "c", (), None, (), 1.0, 1.0, {}), (one, two), Trusted((one,), own=(one,))
+    )
+    rows = ssh_trust_hosts._rows(with_key)
+    assert [row[0].text for row in rows] == ["a", ""]
+    assert [row[-1].text for row in rows] == ["trusted", "not trusted"]
+    assert (with_key.verdict, with_key.fresh) == (Verdict.TRUSTED, [two])
+    changed = with_key._replace(trusted=Trusted((two, old), own=(two, old)))
+    assert [row[-1].text for row in ssh_trust_hosts._rows(changed)] == [
+        "another key is trusted; if this one is right: --replace",
+        "trusted",
+        "the trusted one",
+    ]
+
+
+def test_a_host_may_be_trusted_by_its_ca(fleet: Fleet, cli: Cli, tmp_path: Path) -> None:
+    ca, key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    with fleet.store.transaction() as tx:
+        add_known_hosts(tx, [f"@cert-authority * {public(ca)}"], 1)
+    server = SshServer(tmp_path, b"")
+    with SshServer(tmp_path, b"") as other:
+        add(cli, "web-2", other)
+        # A CA that may vouch for it is not yet one that does.
+        ran = cli("ssh", "trust", "web-2")
+        assert (ran.status, ran.err) == (3, "collector-cli: nobody at a terminal to be asked; add --yes\n")
+    server.host_key = (key, ca.generate_host_certificate(key, "web-1", principals=["web-1"]))  # type: ignore[assignment]
+    with server:
+        add(cli, "web-1", server)
+        ran = cli("ssh", "trust", "web-1")
+        assert (ran.status, ran.err) == (0, "")
+        assert ran.out.endswith("  trusted by CA\n")
+        assert len(lines(fleet.store)) == 1
+        # Somebody who has its fingerprint trusts the key itself.
+        assert cli("ssh", "trust", "web-1", "--fingerprint", key.get_fingerprint()).status == 0
+    assert lines(fleet.store)[1:] == [f"web-1 {public(key)}"]
+
+
+def test_many_are_trusted_without_naming_them(
+    fleet: Fleet, cli: Cli, server: SshServer, servers: tuple[SshServer, SshServer]
+) -> None:
+    add(cli, "web-2", servers[1], "--group", "g")
+    fleet.add("agent-1")
+    assert cli("ssh", "trust", "--group", "g", "--yes").status == 0
+    assert lines(fleet.store) == [f"web-2 {public(servers[1].host_key)}"]
+    answer = cli("ssh", "trust", "--untrusted", "--yes", "--json").json
+    assert [host["name"] for host in answer["hosts"]] == ["web-1"]
+    assert cli("ssh", "trust", "--untrusted").out.startswith("OK: 0 of 0 hosts trusted\n")
+    assert cli("ssh", "trust", "--group", "nobody").status == 3
+
+
+def test_a_private_key_is_no_authority(fleet: Fleet, cli: Cli, server: SshServer) -> None:
+    ran = cli("ssh", "trust", "--ca", str(server.key_file))
+    assert (ran.status, ran.err) == (
+        3,
+        f"collector-cli: {server.key_file} is a private key; give {server.key_file}.pub\n",
+    )
+    assert "a pattern has no blanks" in cli("ssh", "trust", "--ca", str(server.key_file), "--for", "").err
 
 
 def test_a_name_that_means_others_as_well_is_refused(fleet: Fleet, cli: Cli) -> None:
@@ -624,6 +824,8 @@ def test_a_hashed_line_is_forgotten_by_its_name(fleet: Fleet, cli: Cli) -> None:
     [
         (),
         ("web-1", "--list"),
+        ("web-1", "--untrusted"),
+        ("",),
         ("--list", "--forget", "x"),
         ("--list", "--replace"),
         ("--list", "--for", "x"),
@@ -678,7 +880,7 @@ def test_what_a_host_measures_is_judged(
     ("mode", "stage", "kind", "advice"),
     [
         ("refuse", "login", "refused our key", "ssh-copy-id -i"),
-        ("nologin", "measured", "host up, probe failed", "does a shell start there?"),
+        ("nologin", "probe", "host up, probe failed", "does a shell start there?"),
         ("auth", "login", "frozen", "look at its console"),
     ],
 )
@@ -714,7 +916,9 @@ def test_other_ends(cli: Cli, server: SshServer) -> None:
     assert "To do" not in cli("ssh", "test", "web-1").out
     cli("ssh", "trust", "web-1", "--yes")
     server.key_file.chmod(0o644)
-    assert f"run: chmod 600 {server.key_file}" in last()[1]
+    name, text, advice = last()
+    assert (name, advice) == ("key", "")
+    assert f"run: chmod 600 {server.key_file}" in text
     server.key_file.chmod(0o600)
     cli("ssh", "add", "closed", "--address", "127.0.0.1", "--port", "1")
     assert last("closed")[0] == "tcp"
@@ -723,6 +927,40 @@ def test_other_ends(cli: Cli, server: SshServer) -> None:
     assert last("unknown.invalid")[0] == "address"
     assert "collector-cli ssh add unknown.invalid --address" in last("unknown.invalid")[2]
     assert cli("ssh", "test", "nobody").status == 3
+
+
+def test_the_way_over_a_jump_host(cli: Cli, server: SshServer, servers: tuple[SshServer, SshServer]) -> None:
+    def stages(name: str) -> tuple[list[tuple[str, bool]], str]:
+        answer = cli("ssh", "test", name, "--json").json
+        return [(stage["name"], stage["ok"]) for stage in answer["stages"]], answer["advice"] or ""
+
+    gate = f"me@127.0.0.1:{server.port}"
+    add(
+        cli,
+        "inner",
+        servers[1],
+        "--jump",
+        gate,
+        "--user",
+        "root",
+        "-o",
+        "PubkeyAcceptedAlgorithms=ssh-ed25519",
+    )
+    assert stages("inner") == ([("jump", False)], "")  # the evidence says what to run
+    assert cli("ssh", "trust", gate, "--yes").status == 0
+    assert stages("inner") == ([("jump", True), ("host key", False)], "")
+    assert cli("ssh", "trust", "inner", "--yes").status == 0
+    servers[1].mode = "nologin"
+    found, advice = stages("inner")
+    assert found[:2] == [("jump", True), ("login", True)]
+    assert f"ssh -p {servers[1].port} -J {gate} root@127.0.0.1 true" in advice
+    servers[0].mode = "refuse"
+    found, advice = stages("inner")
+    assert found == [("jump", False)]
+    assert advice == f"the way leads over 127.0.0.1: ssh -p {server.port} me@127.0.0.1"
+    text = cli("ssh", "test", "inner").out
+    assert f"  jump                      {gate}\n" in text
+    assert "  PubkeyAcceptedAlgorithms  ssh-ed25519\n" in text
 
 
 # --- probe ---

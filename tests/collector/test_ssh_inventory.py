@@ -163,6 +163,12 @@ def test_variables_that_are_none(inventory: object, reason: str) -> None:
         parse_machines(json.dumps(inventory))
 
 
+@pytest.mark.parametrize("text", ['["a", "b"]', '"a"', "12", "null", "[]"])
+def test_other_json_is_no_list_of_names(text: str) -> None:
+    with pytest.raises(InventoryError, match="is JSON, and no object"):
+        parse_machines(text)
+
+
 def test_only_names_of_files_are_as_strict_as_files() -> None:
     text = json.dumps({"g": {"hosts": [".hidden"]}})
     assert ".hidden" in parse_machines(text)

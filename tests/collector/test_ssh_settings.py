@@ -83,13 +83,16 @@ def test_what_somebody_else_has_stored_is_an_error_and_no_crash(text: str | byte
             "kexalgorithms=+diffie-hellman-group14-sha1",
             {"options": {"KexAlgorithms": "+diffie-hellman-group14-sha1"}},
         ),
+        ("ciphers=", {"options": {"Ciphers": ""}}),
     ],
 )
 def test_options_are_named_as_in_ssh_config(text: str, arguments: dict[str, object]) -> None:
     assert parse_option(text) == arguments
 
 
-@pytest.mark.parametrize("text", ["", "User", "User=", "Port=ssh", "LocalCommand=reboot", "=x"])
+@pytest.mark.parametrize(
+    "text", ["", "User", "User=", "Port=ssh", "LocalCommand=reboot", "=x", "Ciphers", "LocalCommand="]
+)
 def test_options_that_are_not_understood_are_refused(text: str) -> None:
     with pytest.raises(SettingsError):
         parse_option(text)
