@@ -12,7 +12,7 @@ import msgspec
 
 from agent.checks import ChecksConfig
 from agent.target import PLAINTEXT_DEFAULT, TargetError, check_plaintext_target, parse_endpoint
-from fleetpulse.config import ConfigError, Duration, Size, load, refuse
+from fleetpulse.config import ConfigError, Duration, Size, existing, load, refuse
 from fleetpulse.convert import MAX_GROUPS, MAX_NAME, MAX_TTL, MIN_INTERVAL
 
 PREFIX = "FLEETPULSE_AGENT"
@@ -113,8 +113,8 @@ def load_agent_config(named: Path | None, environ: Mapping[str, str]) -> Loaded:
     path = named
     if path is None and environ.get(CONFIG_VARIABLE):
         path = Path(environ[CONFIG_VARIABLE])
-    if path is None and DEFAULT_PATH.exists():
-        path = DEFAULT_PATH
+    if path is None:
+        path = existing(DEFAULT_PATH)
     config = load(AgentConfig, path, environ, PREFIX, other_names=frozenset({CONFIG_VARIABLE}))
     for key, what in _problems(config):
         raise refuse(key, what, path, environ, PREFIX)

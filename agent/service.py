@@ -38,8 +38,9 @@ from agent.spool import DiskSpool, Limits
 from agent.spool_file import SpoolError
 from agent.state_dir import claimed
 from agent.stream import Timeouts
-from fleetpulse import __version__
+from fleetpulse import __version__, systemd
 from fleetpulse.model import Hello
+from fleetpulse.systemd import Notifier
 
 log = logging.getLogger(__name__)
 
@@ -168,13 +169,18 @@ async def _serve(config: AgentConfig, speaker: _Speaker, spool: DiskSpool | Memo
         config.interval,
         spool.pending(),
     )
+    notifier = Notifier()
     delivering = asyncio.create_task(delivery.run())
+    living = asyncio.create_task(notifier.keep_alive())
     rounds.start()
     inventory.start()
+    notifier.tell(systemd.READY, systemd.status(f"reports to {speaker.collector}"))
     try:
         await _until_stopped(stop, delivering)
     finally:
         log.info("stopping")
+        notifier.tell(systemd.STOPPING)
+        living.cancel()
         rounds.stop()
         inventory.stop()
         if not await asyncio.to_thread(rounds.join, _ROUND_GRACE):

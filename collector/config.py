@@ -130,8 +130,8 @@ def load(path: Path | None, environ: Mapping[str, str] = os.environ) -> Loaded:
     """
     if path is None and environ.get(CONFIG_VARIABLE):
         path = Path(environ[CONFIG_VARIABLE])
-    if path is None and DEFAULT_FILE.is_file():
-        path = DEFAULT_FILE
+    if path is None:
+        path = config.existing(DEFAULT_FILE)
     loaded = config.load(
         Config,
         path,

@@ -66,8 +66,9 @@ from collector.store.errors import SchemaMismatch, StoreError, StoreMisconfigure
 from collector.store.store import Store, open_store
 from collector.store.url import parse_url
 from collector.sweeper import Sweeper
-from fleetpulse import __version__
+from fleetpulse import __version__, systemd
 from fleetpulse.config import ConfigError
+from fleetpulse.systemd import Notifier
 
 _LAST_HEARTBEAT = 5.0  # seconds that it may take
 _LAST_POLLS = 5.0
@@ -154,9 +155,13 @@ class Service:
         watches = [self._watch_database(), self._sessions.watch()]
         if identity:
             watches.append(identity.watch(self._servicer.counts, self._servicer.tell_trust))
+        notifier = Notifier()
+        watches.append(notifier.keep_alive())
         tasks = [asyncio.create_task(watch) for watch in watches]
+        notifier.tell(systemd.READY, systemd.status(f"listening on {address}"))
         await self._stop.wait()
         log.info("stopping", streams=len(self._sessions))
+        notifier.tell(systemd.STOPPING)
         await self._drain(server)
         for task in tasks:
             task.cancel()

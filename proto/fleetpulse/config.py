@@ -93,6 +93,14 @@ def load(
         raise ConfigError(_explain(str(error), kind, text, path)) from None
 
 
+def existing(path: Path) -> Path | None:
+    """The file, if it is there. Raises ConfigError where that cannot be seen: it may be, and say something."""
+    try:
+        return path if path.is_file() else None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+
+
 def leaves(
     kind: type[msgspec.Struct], above: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], type[Any]]]:

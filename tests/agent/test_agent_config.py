@@ -8,6 +8,7 @@ import pytest
 from agent import config as agent_config
 from agent.config import ConfigError, as_toml, default_state_dir, load_agent_config
 from agent.target import TargetError, check_plaintext_target, parse_endpoint
+from collector import config as collector_config
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +178,13 @@ def test_plaintext_stays_on_the_machine(target: str) -> None:
 def test_other_targets_are_refused(target: str, message: str) -> None:
     with pytest.raises(TargetError, match=message):
         check_plaintext_target(target)
+
+
+def test_a_default_file_that_cannot_be_seen_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(self: Path) -> bool:  # root, as whom tests may run, is denied nothing
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", denied)
+    for load in (lambda: load_agent_config(None, {}), lambda: collector_config.load(None, {})):
+        with pytest.raises(ConfigError, match=r"cannot read /etc/fleetpulse/\w+.toml: Permission denied"):
+            load()
