@@ -186,5 +186,5 @@ def test_a_default_file_that_cannot_be_seen_is_told(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Path, "is_file", denied)
     for load in (lambda: load_agent_config(None, {}), lambda: collector_config.load(None, {})):
-        with pytest.raises(ConfigError, match=r"cannot read /etc/fleetpulse/\w+.toml: Permission denied"):
+        with pytest.raises(ConfigError, match=r"cannot read .*[.]toml: Permission denied"):
             load()
