@@ -1,4 +1,4 @@
-"""Connections that are kept open between polls: making one costs more than ten polls."""
+"""Connections that are kept open between polls: making one costs several polls."""
 
 from __future__ import annotations
 
