@@ -55,8 +55,10 @@ class Notes:
             return
         try:
             await self._write(list(waiting.values()))
-        except (StoreUnavailable, StoreConflict, SchemaMismatch, StoreMisconfigured) as error:
+        except StoreUnavailable as error:
             self._note_store(error)
+            self._waiting = waiting | self._waiting
+        except (StoreConflict, SchemaMismatch, StoreMisconfigured):
             self._waiting = waiting | self._waiting
         except StoreError:
             await self._write_one_by_one(waiting)

@@ -36,7 +36,7 @@ from collector.ssh.target import Resolver
 from collector.ssh.trust import TrustedKeys
 from collector.store.clerk import Clerk
 from collector.store.diagnoses import Finding
-from collector.store.errors import StoreError
+from collector.store.errors import StoreError, StoreUnavailable
 from collector.store.hosts import load_heard
 from collector.store.ssh_shares import LEASE, RENEW, Poller, give_back_shares, share_of
 from collector.store.statuses import load_layouts
@@ -118,9 +118,10 @@ class SshPoller:
             began = loop.time()
             try:
                 await self._look(began)
-            except StoreError as error:
+            except StoreUnavailable as error:
                 self._note_store(error)
-            except ConfigError as error:
+            except (StoreError, ConfigError) as error:
+                # Nobody else is the worse for it: reports are taken in, and who is silent is found.
                 self._complain(str(error))
             else:
                 self._note_store(None)
