@@ -12,7 +12,7 @@ PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 export PYTHON
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-.PHONY: help demo test lab lab-down lab-test soak check proto lock bench fuzz clean
+.PHONY: help demo test lab lab-down lab-test soak check proto lock bench fuzz dist clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -64,6 +64,10 @@ bench: ## measure the ingest path beside a bare echo
 fuzz: ## feed the decoding of agents' messages with whatever breaks it (SECONDS=60: end by itself)
 	@sh tools/venv.sh dev
 	@.venv/bin/python -m tests.wire.fuzz_reports -timeout=5 $(if $(SECONDS),-max_total_time=$(SECONDS))
+
+dist: ## the wheel, and archives for machines without a registry (PYTHONS="3.11 3.12" ARCHS="x86_64 aarch64")
+	@sh tools/venv.sh dev
+	@sh tools/dist.sh
 
 clean: ## remove everything that was made here
 	rm -rf .venv node_modules var build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
