@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from collector.cli.inventory import is_template, unwrapped
 from collector.core.ssh_settings import LONGEST_POLL, SettingsError, SshSettings, check, merge, parse_option
 from fleetpulse.config import Duration
 
@@ -32,7 +33,6 @@ _FLAGS = {
     "c": "Ciphers",
     "m": "MACs",
 }
-_TEMPLATE = ("{{", "{%")
 
 
 class Refused(Exception):
@@ -79,15 +79,13 @@ def understand(variables: Mapping[str, object]) -> Understood:
 
 
 def _text(variables: Mapping[str, object], name: str) -> str:
-    value = variables.get(name)
-    if isinstance(value, dict) and isinstance(value.get("__ansible_unsafe"), str):
-        value = value["__ansible_unsafe"]
+    value = unwrapped(variables.get(name))
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise Refused(f"{name} is neither text nor a number")
     text = str(value).strip()
-    if any(mark in text for mark in _TEMPLATE):
+    if is_template(text):
         raise Refused(f"{name} is a template, {text!r}, which only Ansible can fill in")
     return text
 

@@ -11,6 +11,7 @@ from collector.core.render import count, duration, listed
 from collector.store import reading
 from collector.store.conflicts import ConflictRow, load_conflicts
 from collector.store.reading import HostLine, Place
+from collector.store.selection import ALL, Selection, selected
 from collector.store.store import Transaction
 
 _RIVALS_SHOWN = 5  # of one host; a cloned image may run on hundreds of machines
@@ -59,10 +60,10 @@ class Conflict(NamedTuple):
         }
 
 
-def find_conflicts(tx: Transaction, groups: Sequence[str] = ()) -> tuple[Conflict, ...]:
-    """Every conflict in these groups, or in any, by the hosts' names."""
+def find_conflicts(tx: Transaction, wanted: Selection = ALL) -> tuple[Conflict, ...]:
+    """Every conflict of these hosts, or of any, by the hosts' names."""
     rows = load_conflicts(tx)
-    return _conflicts(tx, rows, reading.within_groups(tx, list(rows), groups))
+    return _conflicts(tx, rows, selected(tx, rows, wanted))
 
 
 def conflict_of(tx: Transaction, host: int) -> Conflict | None:

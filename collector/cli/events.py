@@ -9,13 +9,14 @@ import click
 from collector.cli import options
 from collector.cli.find import find_host
 from collector.cli.output import Cell, Line, Page, Table, line
-from collector.cli.session import CliError, Session, complain
+from collector.cli.session import CliError, Session, complain, select
 from collector.cli.times import local, utc
 from collector.core.status import EventKind
 from collector.store import reading
 from collector.store.collectors import load_listening
 from collector.store.errors import StoreUnavailable
 from collector.store.event_log import Filter, StoredEvent, event_numbers, load_events, load_numbered
+from collector.store.selection import Selection
 from collector.store.store import Store, Transaction
 from fleetpulse.model import State
 
@@ -113,15 +114,18 @@ class Follower:
         return event_numbers(tx, self._wanted._replace(since=self._begin))
 
 
-def _filter(tx: Transaction, host: str | None, kinds: tuple[str, ...], since: int | None) -> Filter:
+def _filter(
+    tx: Transaction, host: str | None, kinds: tuple[str, ...], since: int | None, hosts: Selection
+) -> Filter:
     begin = load_listening(tx).now - since if since is not None else None
+    wanted = Filter(kinds=kinds, since=begin, hosts=hosts)
     if host is None:
-        return Filter(kinds=kinds, since=begin)
+        return wanted
     if reading.find_prefixed(tx, host):
-        return Filter(host=find_host(tx, host).host, kinds=kinds, since=begin)
+        return wanted._replace(host=find_host(tx, host).host)
     if not load_events(tx, Filter(hostname=host), 1):
         raise CliError(f"no host {host!r}, and no event of one")
-    return Filter(hostname=host, kinds=kinds, since=begin)
+    return wanted._replace(hostname=host)
 
 
 def _follow(session: Session, store: Store, follower: Follower, interval: float, *, as_json: bool) -> None:
@@ -149,6 +153,8 @@ def _print(session: Session, events: list[StoredEvent], *, as_json: bool) -> Non
 
 @click.command("events")
 @click.option("--host", metavar="HOST", help="Only of this host: its name, UUID or the start of one.")
+@options.group_option
+@options.label_option
 @click.option(
     "--since",
     type=options.duration,
@@ -170,6 +176,8 @@ def _print(session: Session, events: list[StoredEvent], *, as_json: bool) -> Non
 def command(
     session: Session,
     host: str | None,
+    groups: tuple[str, ...],
+    labels: options.Labels,
     since: int | None,
     kinds: tuple[str, ...],
     limit: int,
@@ -180,12 +188,14 @@ def command(
 ) -> int:
     """Show what changed, the latest last: states, facts, reboots, silence, who may speak.
 
-    The events of a removed host are found by its whole name.
+    The events of a removed host are found by its whole name. With --group or --label those of hosts that
+    are there and belong to it now.
 
     \b
     Examples:
       collector-cli events --since 1h
       collector-cli events --host web-17 --kind state --kind reboot
+      collector-cli events --group lab-3 --label canary
       collector-cli events --follow --json | jq -r .message
 
     With --follow, JSON is one line per event. Exit codes: 0, also on Ctrl-C; 3 for a wrong command
@@ -193,7 +203,7 @@ def command(
     """
     with session.store() as store:
         with store.transaction(write=False) as tx:
-            wanted = _filter(tx, host, kinds, since)
+            wanted = _filter(tx, host, kinds, since, select(tx, groups, labels))
             follower = Follower(tx, wanted) if follow else None
             events = load_events(tx, wanted, limit) if limit else []
         if follower is not None:

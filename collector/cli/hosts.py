@@ -1,4 +1,4 @@
-"""collector-cli hosts: every host."""
+"""collector-cli hosts: every host, and those that should be."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import click
 
-from collector.cli import options
+from collector.cli import hosts_import, options
 from collector.cli.diagnoses import find_current, source
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell
-from collector.cli.session import Session, require_groups
+from collector.cli.session import Session, select
 from collector.cli.ssh_places import with_addresses
 from collector.cli.times import utc
 from collector.config import Ssh
@@ -20,7 +20,9 @@ from collector.store import reading
 from collector.store.certificates import CertificateRow
 from collector.store.collectors import Listening, load_listening
 from collector.store.conflicts import load_conflicts
+from collector.store.labels import load_labels
 from collector.store.reading import HostLine
+from collector.store.selection import Selection
 from collector.store.ssh_hosts import load_polled_numbers
 from collector.store.store import Transaction
 from fleetpulse.model import State
@@ -45,6 +47,7 @@ class Hosts:
     matching: int
     states: Mapping[int, State]
     groups: Mapping[int, tuple[str, ...]]
+    labels: Mapping[int, Mapping[str, str]]
     in_conflict: frozenset[int]
     certificates: Mapping[int, CertificateRow]
     sources: Mapping[int, str]
@@ -87,6 +90,7 @@ class Hosts:
                     "interval_seconds": host.interval / 1000,
                     "ttl_seconds": host.ttl / 1000,
                     "groups": self.groups.get(host.host, ()),
+                    "labels": self.labels.get(host.host, {}),
                     "added_at": utc(host.added_at),
                     "in_conflict": host.host in self.in_conflict,
                     **_certificate_json(self.certificates.get(host.host)),
@@ -127,7 +131,7 @@ def _certificate_json(certificate: CertificateRow | None) -> dict[str, object]:
 
 def list_hosts(
     tx: Transaction,
-    groups: tuple[str, ...],
+    wanted: Selection,
     wanted_states: tuple[State, ...],
     wanted_presences: tuple[Presence, ...],
     limit: int | None,
@@ -137,10 +141,9 @@ def list_hosts(
     with_certificates: bool = False,
 ) -> Hosts:
     """The hosts that match, by name."""
-    require_groups(tx, groups)
     listening = load_listening(tx)
     in_conflict = frozenset(load_conflicts(tx))
-    hosts = reading.load_hosts(tx, groups)
+    hosts = reading.load_hosts(tx, wanted)
     if only_conflicts:
         hosts = [host for host in hosts if host.host in in_conflict]
     counts = reading.load_check_counts(tx, [host.host for host in hosts])
@@ -165,14 +168,21 @@ def list_hosts(
         len(matching),
         states,
         reading.load_groups(tx, numbers),
+        load_labels(tx, numbers),
         in_conflict,
         reading.load_current_certificates(tx, numbers) if with_certificates else {},
         {host: source(diagnoses.get(host), polled=host in polled) for host in numbers},
     )
 
 
-@click.command("hosts")
+@click.group(
+    "hosts",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="[import FILE]",
+)
 @options.group_option
+@options.label_option
 @click.option(
     "--state",
     "states",
@@ -190,10 +200,11 @@ def list_hosts(
 @click.option("--conflict", is_flag=True, help="Only hosts that another machine claims to be.")
 @click.option("--limit", type=click.IntRange(1), help="At most this many hosts. [default: all]")
 @options.json_option
-@click.pass_obj
+@click.pass_context
 def command(
-    session: Session,
+    ctx: click.Context,
     groups: tuple[str, ...],
+    labels: options.Labels,
     states: tuple[str, ...],
     presences: tuple[str, ...],
     limit: int | None,
@@ -203,6 +214,8 @@ def command(
 ) -> int:
     """List every host: its presence, its worst check, when it was heard, its address and version.
 
+    Or, with import, say which hosts there should be: see collector-cli hosts import --help.
+
     The state is that of the last report, also of a host that has gone silent since. SOURCE is where
     it comes from: ssh for a machine without an agent, and while SSH is asked because the agent is silent.
 
@@ -210,14 +223,19 @@ def command(
     Examples:
       collector-cli hosts --group lab-3
       collector-cli hosts --state critical --state unknown
+      collector-cli hosts --label site=berlin --label canary
       collector-cli hosts --json | jq -r '.hosts[] | [.hostname, .agent_version] | @tsv'
 
     Exit codes: 0, whatever the hosts are like; 3 for a wrong command line or without a database.
     """
+    if ctx.invoked_subcommand is not None:
+        _refuse_options(ctx)
+        return State.OK.value
+    session: Session = ctx.obj
     with session.store() as store, store.transaction(write=False) as tx:
         found = list_hosts(
             tx,
-            groups,
+            select(tx, groups, labels),
             tuple(State[state.upper()] for state in states),
             tuple(Presence(presence) for presence in presences),
             limit,
@@ -226,3 +244,14 @@ def command(
             with_certificates=as_json,
         )
     return session.answer(found, as_json=as_json)
+
+
+def _refuse_options(ctx: click.Context) -> None:
+    """What narrows the list means nothing ahead of another command."""
+    for parameter in ctx.command.params:
+        source = ctx.get_parameter_source(parameter.name or "")
+        if source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} does not go ahead of {ctx.invoked_subcommand}", ctx)
+
+
+command.add_command(hosts_import.command)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from fleetpulse.convert import MAX_GROUPS, MAX_NAME
 
 _EVERYBODY = ("all", "ungrouped")  # groups that Ansible itself makes
+_TEMPLATE = ("{{", "{%")
 _MAX_FILE_NAME = 200  # bytes of a machine's name that is to be part of a file's name
 
 
@@ -33,7 +34,31 @@ def parse_inventory(text: str) -> dict[str, tuple[str, ...]]:
 
 def parse_machines(text: str) -> dict[str, Machine]:
     """The machines, in the order of the inventory. Raises InventoryError."""
-    machines = _parse_ansible(text) if text.lstrip().startswith("{") else _parse_list(_no_json(text))
+    if text.lstrip().startswith("{"):
+        return parse_ansible(text)
+    return _checked(_parse_list(_no_json(text)))
+
+
+def parse_ansible(text: str) -> dict[str, Machine]:
+    """The machines of the JSON of ansible-inventory --list, and of nothing else. Raises InventoryError."""
+    if not text.lstrip().startswith("{"):
+        raise InventoryError("is not the JSON of ansible-inventory --list")
+    return _checked(_parse_ansible(text))
+
+
+def unwrapped(value: object) -> object:
+    """The value of a variable, without the mark by which Ansible says that a text is no template."""
+    if isinstance(value, dict) and isinstance(value.get("__ansible_unsafe"), str):
+        return value["__ansible_unsafe"]
+    return value
+
+
+def is_template(text: str) -> bool:
+    """Whether only Ansible can fill it in."""
+    return any(mark in text for mark in _TEMPLATE)
+
+
+def _checked(machines: dict[str, Machine]) -> dict[str, Machine]:
     if not machines:
         raise InventoryError("names no machine")
     for name, machine in machines.items():

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Labels = tuple[tuple[str, str | None], ...]
+"""What `label_option` gives: names, and contents or None for any."""
 
 
 def duration(value: str) -> int:
@@ -20,9 +22,27 @@ def duration(value: str) -> int:
         raise click.BadParameter(str(error)) from None
 
 
+def label(value: str) -> tuple[str, str | None]:
+    """A label's name and content, from KEY=VALUE; None from KEY alone. Raises click.BadParameter."""
+    from fleetpulse.convert import MAX_NAME
+
+    name, equals, content = value.partition("=")
+    if not 0 < len(name) <= MAX_NAME or len(content) > MAX_NAME:
+        raise click.BadParameter(f"KEY or KEY=VALUE, each of at most {MAX_NAME} characters")
+    return name, content if equals else None
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; its shape is in docs/cli.md.")
 group_option = click.option(
     "--group", "groups", multiple=True, metavar="NAME", help="Only hosts of this group; may be repeated."
+)
+label_option = click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    type=label,
+    metavar="KEY[=VALUE]",
+    help="Only hosts with this label; may be repeated, and all must match.",
 )
 
 

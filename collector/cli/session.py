@@ -17,7 +17,9 @@ from collector.cli.output import Answer, Line, Page, plain, plain_line, to_json
 from fleetpulse.model import State
 
 if TYPE_CHECKING:
+    from collector.cli.options import Labels
     from collector.config import Loaded
+    from collector.store.selection import Selection
     from collector.store.store import Store, Transaction
 
 EXIT_UNKNOWN = State.UNKNOWN.value
@@ -159,10 +161,19 @@ def complain(message: str) -> None:
     click.echo(f"collector-cli: {escape(message)}", err=True)
 
 
-def require_groups(tx: Transaction, groups: tuple[str, ...]) -> None:
-    """Raises CliError for a group that no host is in: a misspelt name must not look like all is well."""
-    from collector.store.reading import unknown_groups
+def select(tx: Transaction, groups: tuple[str, ...], labels: Labels) -> Selection:
+    """The hosts of these groups with these labels.
 
-    unknown = unknown_groups(tx, groups)
+    Raises CliError for a group that no host is in, and a label that none has: a misspelt name must not look
+    like all is well.
+    """
+    from collector.store.selection import LabelTerm, Selection, unknown_groups, unknown_labels
+
+    wanted = Selection(groups, tuple(LabelTerm(*label) for label in labels))
+    unknown = unknown_groups(tx, wanted)
     if unknown:
         raise CliError(f"no host is in group {', '.join(unknown)}")
+    without = unknown_labels(tx, wanted)
+    if without:
+        raise CliError(f"no host has label {', '.join(map(str, without))}")
+    return wanted

@@ -26,6 +26,7 @@ from collector.store.collectors import Listening, load_listening
 from collector.store.diagnoses import StoredDiagnosis
 from collector.store.event_log import Filter, StoredEvent, load_events
 from collector.store.hosts import find_hosts, load_facts
+from collector.store.labels import load_labels
 from collector.store.reading import HostLine
 from collector.store.ssh_hosts import load_polled_numbers
 from collector.store.statuses import LatestReport, load_latest, load_statuses
@@ -43,6 +44,7 @@ class HostView:
     listening: Listening
     host: HostLine
     record: HostRecord
+    labels: Mapping[str, str]
     checks: Mapping[CheckKey, CheckStatus]
     latest: LatestReport | None
     facts: Facts
@@ -125,6 +127,7 @@ class HostView:
             "interval_seconds": host.interval / 1000,
             "ttl_seconds": host.ttl / 1000,
             "groups": self.record.groups,
+            "labels": self.labels,
             "own_name": self.own_name or host.hostname,
             "hardware_id": self.record.hardware_id,
             "machine_id": self.record.machine_id,
@@ -193,6 +196,7 @@ class HostView:
             ("reports", f"every {duration(host.interval)}, stale after {duration(host.ttl)}"),
             *(self.ssh.rows() if self.ssh else ()),
             ("groups", ", ".join(self.record.groups)),
+            ("labels", ", ".join(f"{name}={content}" for name, content in self.labels.items())),
             ("hardware id", self.record.hardware_id),
             ("machine id", self.record.machine_id),
             ("boot id", self.record.boot_id),
@@ -270,6 +274,7 @@ def view_host(tx: Transaction, name: str, events: int, site: Ssh) -> HostView:
         listening,
         host,
         stored.record,
+        load_labels(tx, [number]).get(number, {}),
         statuses[number].status.checks if number in statuses else {},
         load_latest(tx, [number]).get(number),
         load_facts(tx, number),

@@ -12,8 +12,9 @@ from collector.cli.options import check_groups
 from collector.cli.output import line
 from collector.cli.session import Session, complain
 from collector.cli.ssh_options import given, settings_json, settings_options
-from collector.cli.ssh_plan import Outcome, Step, Wanted, bring_about
+from collector.cli.ssh_plan import Step, Wanted, bring_about
 from collector.cli.ssh_targets import find_targets
+from collector.cli.steps import Outcome
 from fleetpulse.model import State
 
 

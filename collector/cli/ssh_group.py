@@ -14,6 +14,7 @@ from collector.cli.ssh_options import changes, given, settings_json, settings_op
 from collector.core.render import count
 from collector.core.ssh_settings import SshSettings
 from collector.store.reading import count_hosts
+from collector.store.selection import Selection
 from collector.store.ssh_hosts import load_group_settings, note_change, save_group_settings
 from collector.store.store import Transaction
 from fleetpulse.model import State
@@ -62,13 +63,13 @@ def command(
         if after != before or clear:
             save_group_settings(tx, name, after)
             note_change(tx)
-        return _Done(before, after, count_hosts(tx, (name,)))
+        return _Done(before, after, count_hosts(tx, Selection((name,))))
 
     with session.store() as store:
         if said_here.is_nothing and not clear:
             with store.transaction(write=False) as tx:
                 stored = load_group_settings(tx).get(name, SshSettings())
-                done = _Done(stored, stored, count_hosts(tx, (name,)))
+                done = _Done(stored, stored, count_hosts(tx, Selection((name,))))
         else:
             done = change(store, write)
     if as_json:

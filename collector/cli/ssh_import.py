@@ -21,7 +21,9 @@ from collector.cli.output import Cell, Line, Page, Table, line, summary
 from collector.cli.session import CliError, Session, complain
 from collector.cli.ssh_algorithms import check_algorithms
 from collector.cli.ssh_places import tell_of_trusted
-from collector.cli.ssh_plan import Outcome, Step, Wanted, bring_about, plan, remove_polled
+from collector.cli.ssh_plan import Step, Wanted, bring_about, plan, remove_polled
+from collector.cli.steps import Outcome, names_json, refusal, tally
+from collector.cli.steps import rows as rows_of
 from collector.config import Ssh
 from collector.core.render import count, listed
 from collector.core.ssh_settings import SettingsError, SshSettings
@@ -32,7 +34,6 @@ from collector.store.store import Transaction
 from fleetpulse.convert import MAX_GROUPS
 from fleetpulse.model import State
 
-_SHOWN = 5  # machines that are refused, or left out
 _KEPT = ("interval", "timeout", "concurrency", "fallback")  # what an inventory need not say
 
 
@@ -53,20 +54,9 @@ class Imported:
 
     def page(self, rows: int | None) -> Page:
         """The counts, then each machine."""
-        outcomes = Counter(step.outcome for step in self.steps)
-        text = ", ".join(f"{outcomes[outcome]} {outcome.value}" for outcome in Outcome)
-        if self.removed:
-            text += f", {len(self.removed)} removed"
-        if self.is_dry_run:
-            text = f"would be: {text}"
+        text = tally(self.steps, len(self.removed), is_dry_run=self.is_dry_run)
         page: list[Line | Table] = [summary(self.state, text)]
-        cells = [
-            (Cell(step.name, "strong"), Cell(step.outcome.value), Cell(", ".join(step.changes) or "-"))
-            for outcome in Outcome
-            for step in self.steps
-            if step.outcome is outcome
-        ]
-        cells += [(Cell(host.hostname, "strong"), Cell("removed"), Cell("-")) for host in self.removed]
+        cells = rows_of(self.steps, self.removed)
         cells += [
             (Cell(name, "strong"), Cell("left out"), Cell(f"ansible_connection is {connection}"))
             for name, connection in self.left_out.items()
@@ -81,11 +71,7 @@ class Imported:
         """See docs/cli.md."""
         return {
             "dry_run": self.is_dry_run,
-            **{
-                outcome.value: [step.name for step in self.steps if step.outcome is outcome]
-                for outcome in Outcome
-            },
-            "removed": [host.hostname for host in self.removed],
+            **names_json(self.steps, self.removed),
             "left_out": list(self.left_out),
         }
 
@@ -198,7 +184,7 @@ def _understand(machines: Mapping[str, Machine]) -> dict[str, tuple[Machine, Und
         else:
             understood[name] = machine, said
     if refused:
-        raise CliError(f"nothing was changed, because of {count(len(refused), 'machine')}: {_some(refused)}")
+        raise refusal(refused)
     return understood
 
 
@@ -246,8 +232,3 @@ def _note_ignored(understood: Mapping[str, tuple[Machine, Understood]]) -> None:
     if ignored:
         names = listed([f"{name} of {count(number, 'machine')}" for name, number in sorted(ignored.items())])
         complain(f"options of ssh without a meaning here are left out: {names}")
-
-
-def _some(texts: list[str]) -> str:
-    more = len(texts) - _SHOWN
-    return "; ".join(texts[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")

@@ -12,7 +12,7 @@ from collector.cli import options
 from collector.cli.diagnoses import diagnosis_json, find_current
 from collector.cli.find import find_hosts
 from collector.cli.output import Cell, Line, Page, Table, line
-from collector.cli.session import Session, require_groups
+from collector.cli.session import Session, select
 from collector.cli.ssh_options import settings_json, told
 from collector.cli.ssh_places import mode_of, way
 from collector.cli.times import utc
@@ -22,6 +22,7 @@ from collector.core.ssh_settings import SshSettings
 from collector.store.collectors import Listening, load_listening
 from collector.store.diagnoses import StoredDiagnosis
 from collector.store.reading import HostLine, count_hosts, load_lines
+from collector.store.selection import Selection, selected
 from collector.store.ssh_hosts import SshHost, load_group_settings, load_ssh_hosts
 from collector.store.ssh_shares import load_holders, share_of
 from collector.store.store import Transaction
@@ -147,17 +148,16 @@ class Listing:
         )
 
 
-def list_reached(tx: Transaction, site: Ssh, groups: tuple[str, ...], names: tuple[str, ...] = ()) -> Listing:
-    """The hosts with these names, of these groups, or all, and the settings of groups. Raises CliError, ConfigError."""
+def list_reached(tx: Transaction, site: Ssh, wanted: Selection, names: tuple[str, ...] = ()) -> Listing:
+    """Those hosts, of these names if any is given, and the settings of groups. Raises CliError, ConfigError."""
     from collector.ssh.target import Resolver
 
-    require_groups(tx, groups)
     listening = load_listening(tx)
     of_groups = load_group_settings(tx)
     numbers = [host.host for host in find_hosts(tx, names)] if names else None
-    hosts = [
-        one for one in load_ssh_hosts(tx, numbers) if not groups or not set(groups).isdisjoint(one.groups)
-    ]
+    hosts = load_ssh_hosts(tx, numbers)
+    chosen = set(selected(tx, [one.host for one in hosts], wanted))
+    hosts = [one for one in hosts if one.host in chosen]
     lines = load_lines(tx, [one.host for one in hosts])
     hosts = [one for one in hosts if one.host in lines]
     diagnoses = find_current(tx, [lines[one.host] for one in hosts])
@@ -174,10 +174,11 @@ def list_reached(tx: Transaction, site: Ssh, groups: tuple[str, ...], names: tup
         )
         for one in hosts
     ]
+    shown_groups = wanted.groups or {group for one in hosts for group in one.groups}
     shown = {
-        name: (settings, count_hosts(tx, (name,)))
+        name: (settings, count_hosts(tx, Selection((name,))))
         for name, settings in of_groups.items()
-        if not names and (not groups or name in groups)
+        if not names and (wanted.is_all or name in shown_groups)
     }
     return Listing(
         listening,
@@ -191,9 +192,17 @@ def list_reached(tx: Transaction, site: Ssh, groups: tuple[str, ...], names: tup
 @click.command("list", short_help="Who is polled, how, and what is wrong.")
 @click.argument("names", nargs=-1, metavar="[HOST]...")
 @options.group_option
+@options.label_option
 @options.json_option
 @click.pass_obj
-def command(session: Session, names: tuple[str, ...], groups: tuple[str, ...], *, as_json: bool) -> int:
+def command(
+    session: Session,
+    names: tuple[str, ...],
+    groups: tuple[str, ...],
+    labels: options.Labels,
+    *,
+    as_json: bool,
+) -> int:
     """List the hosts that are polled, or have SSH settings of their own, and the groups with settings.
 
     With HOST, a whole hostname or UUID, only these hosts.
@@ -212,5 +221,5 @@ def command(session: Session, names: tuple[str, ...], groups: tuple[str, ...], *
     """
     site = session.loaded.config.ssh
     with session.store() as store, store.transaction(write=False) as tx:
-        listing = list_reached(tx, site, groups, names)
+        listing = list_reached(tx, site, select(tx, groups, labels), names)
     return session.answer(listing, as_json=as_json)

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import enum
 import ipaddress
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from collector.cli.session import CliError
 from collector.cli.ssh_options import all_of, changes
+from collector.cli.steps import Outcome, find_records, write_removed
 from collector.config import Ssh
 from collector.core.ssh_settings import POLLED, SshSettings, merge
 from collector.core.status import Event, EventKind, HostRecord
-from collector.store.enrolment import AmbiguousName, KnownRecord, load_known_names
-from collector.store.hosts import add_hosts, find_hosts, remove_host
+from collector.store.hosts import add_hosts, add_to_groups, find_hosts, remove_host, take_from_groups
 from collector.store.reading import HostLine, load_groups, load_lines
 from collector.store.ssh_hosts import (
     SshHost,
-    add_to_groups,
     load_group_settings,
     load_polled_numbers,
     load_ssh_hosts,
     note_change,
     save_ssh_hosts,
-    take_from_groups,
 )
 from collector.store.statuses import write_events
 from collector.store.store import Transaction
 from fleetpulse.convert import MAX_NAME
-from fleetpulse.model import parse_host_id
 
 _SPECIAL = ",*?!|/@#\\\"'[]"  # means something else in known_hosts, or to ssh
 _UNUSUAL = "(){}<>=;&$`~^+"  # in no name that a network knows: what is called so was no list of names
@@ -45,14 +40,6 @@ class Wanted(NamedTuple):
     settle: Callable[[SshSettings], SshSettings]
     groups: tuple[str, ...]
     only_groups: bool = False
-
-
-class Outcome(enum.StrEnum):
-    """What has to be done for a machine."""
-
-    CREATED = "created"
-    CHANGED = "changed"
-    UNCHANGED = "unchanged"
 
 
 class Step(NamedTuple):
@@ -71,9 +58,7 @@ class Step(NamedTuple):
 
 def plan(tx: Transaction, wanted: Sequence[Wanted], site: Ssh) -> list[Step]:
     """Compare what is wanted with what is stored. Raises CliError for a name that is no one host's."""
-    known = load_known_names(tx)
-    records = {one.name: record for one in wanted if (record := _find(known.find, one.name)) is not None}
-    _check_twice(records)
+    records = find_records(tx, (one.name for one in wanted), new_name_problem)
     numbers = sorted(record.host for record in records.values())
     lines = load_lines(tx, numbers)
     stored = {one.host: one for one in load_ssh_hosts(tx, numbers)}
@@ -120,10 +105,7 @@ def bring_about(tx: Transaction, wanted: Sequence[Wanted], site: Ssh, now: int) 
 def remove_polled(tx: Transaction, hosts: Iterable[HostLine], now: int) -> list[HostLine]:
     """Delete hosts with all that is stored of them, and write the events; those that were still there."""
     removed = [host for host in hosts if remove_host(tx, host.host)]
-    write_events(
-        tx,
-        [(host.host, host.hostname, Event(now, EventKind.REMOVED, old=host.hostname)) for host in removed],
-    )
+    write_removed(tx, removed, now)
     return removed
 
 
@@ -158,41 +140,6 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _find(find: Callable[[str], KnownRecord | None], name: str) -> KnownRecord | None:
-    if not name:
-        raise CliError(f"{name!r}: {name_problem(name)}")
-    try:
-        record = find(name)
-    except AmbiguousName as error:
-        raise CliError(f"{error}; rename or remove one of them") from None
-    if record is None:
-        if _is_uuid(name):
-            raise CliError(f"no host {name}; see: collector-cli hosts")
-        problem = new_name_problem(name)
-        if problem:
-            raise CliError(f"{name!r}: {problem}")
-    return record
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        parse_host_id(text.lower())
-    except ValueError:
-        return False
-    return True
-
-
-def _check_twice(records: Mapping[str, KnownRecord]) -> None:
-    named: dict[int, str] = {}
-    for name, record in records.items():
-        other = named.setdefault(record.host, name)
-        if other != name:
-            raise CliError(
-                f"{other} and {name} are one host here: {record.hostname} ({record.host_id}), whose machine "
-                f"calls itself {record.own_name or record.hostname}; leave one of them out"
-            )
 
 
 def _creation(wanted: Wanted) -> Step:

@@ -16,6 +16,14 @@ from collector.cli.session import Session
 @click.option(
     "--group", "groups", multiple=True, metavar="NAME", help="The hosts of this group; may be repeated."
 )
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    type=options.label,
+    metavar="KEY[=VALUE]",
+    help="The hosts with this label; may be repeated, and all must match.",
+)
 @click.option("--untrusted", is_flag=True, help="The polled hosts of which nothing is trusted yet.")
 @yes_option
 @click.option("--replace", is_flag=True, help="Also where another key was trusted, which is forgotten.")
@@ -44,6 +52,7 @@ def command(
     session: Session,
     names: tuple[str, ...],
     groups: tuple[str, ...],
+    labels: options.Labels,
     known_hosts: Path | None,
     ca: Path | None,
     pattern: str | None,
@@ -81,23 +90,23 @@ def command(
     """
     from collector.cli import ssh_trust_hosts, ssh_trust_lines
 
-    is_asking = bool(names) or bool(groups) or untrusted
+    is_asking = bool(names) or bool(groups) or bool(labels) or untrusted
     ways = [is_asking, known_hosts is not None, ca is not None, is_list, bool(forget)]
-    if sum(ways) != 1 or (names and (groups or untrusted)):
+    if sum(ways) != 1 or (names and (groups or labels or untrusted)):
         raise click.UsageError(
-            "give one of: HOST..., --group and --untrusted, --known-hosts, --ca, --list, --forget"
+            "give one of: HOST..., --group and --label and --untrusted, --known-hosts, --ca, --list, --forget"
         )
     if not all((*names, *groups, *forget)):
         raise click.UsageError("a name is empty")
     if replace and not is_asking:
-        raise click.UsageError("--replace goes with HOST or --group")
+        raise click.UsageError("--replace goes with HOST, --group or --label")
     if fingerprint is not None and len(names) != 1:
         raise click.UsageError("--fingerprint is of one HOST")
     if pattern is not None and ca is None:
         raise click.UsageError("--for goes with --ca")
     if is_asking:
         wanted = ssh_trust_hosts.Wish(
-            names, groups, fingerprint or "", untrusted=untrusted, replace=replace, yes=yes
+            names, groups, labels, fingerprint or "", untrusted=untrusted, replace=replace, yes=yes
         )
         return ssh_trust_hosts.trust_hosts(session, wanted, as_json=as_json)
     if known_hosts is not None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from asyncssh import SSHKey
 
 from collector.cli.change import ask, change, require_somebody
+from collector.cli.options import Labels
 from collector.cli.output import Cell, Page, Table, summary
-from collector.cli.session import CliError, Session, complain, require_groups
+from collector.cli.session import CliError, Session, complain, select
 from collector.cli.ssh_offers import Offer, Verdict, fetch_offers, lines_of, lines_without, names_of
 from collector.cli.ssh_places import endpoint
 from collector.cli.ssh_plan import name_problem
@@ -42,11 +43,13 @@ _GOOD = (Verdict.TRUSTED, Verdict.BY_CA)
 class Wish:
     """What was asked for: which hosts, a fingerprint that somebody has (or empty), and how bravely.
 
-    `groups`: the hosts of these. `untrusted`: the polled hosts of which nothing is trusted; in `groups`, if given.
+    `groups` and `labels`: the hosts of these. `untrusted`: the polled hosts of which nothing is trusted; among
+    those, if any are given.
     """
 
     names: tuple[str, ...]
     groups: tuple[str, ...]
+    labels: Labels
     fingerprint: str
     untrusted: bool
     replace: bool
@@ -148,8 +151,7 @@ def _targets(tx: Transaction, wish: Wish, site: Ssh) -> list[Target]:
     """Whom to ask. Raises CliError, ConfigError."""
     if wish.names:
         return find_targets(tx, wish.names, site)
-    require_groups(tx, wish.groups)
-    lines = load_hosts(tx, wish.groups)
+    lines = load_hosts(tx, select(tx, wish.groups, wish.labels))
     if wish.untrusted:
         polled = load_polled_numbers(tx, [line.host for line in lines])
         return untrusted(tx, targets_of(tx, [line for line in lines if line.host in polled], site), site)

@@ -11,7 +11,7 @@ from collector.cli import conflicts, options
 from collector.cli.conflicts import Conflict, find_conflicts
 from collector.cli.diagnoses import diagnosis_json, find_current, kinds, without_unasked
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell, summary
-from collector.cli.session import Session, require_groups
+from collector.cli.session import Session, select
 from collector.cli.ssh_places import with_addresses
 from collector.cli.times import local, utc
 from collector.config import Ssh
@@ -21,7 +21,9 @@ from collector.core.standing import silence_state, worst
 from collector.store import reading
 from collector.store.collectors import Listening, load_listening
 from collector.store.diagnoses import StoredDiagnosis
+from collector.store.labels import load_labels
 from collector.store.reading import CheckCounts, HostLine
+from collector.store.selection import Selection
 from collector.store.store import Transaction
 from fleetpulse.model import State
 
@@ -42,6 +44,7 @@ class SilentHosts:
     hosts: tuple[tuple[HostLine, Presence], ...]
     checks: Mapping[int, CheckCounts]
     groups: Mapping[int, tuple[str, ...]]
+    labels: Mapping[int, Mapping[str, str]]
     diagnoses: Mapping[int, StoredDiagnosis]
     counted: Mapping[int, StoredDiagnosis]
     conflicts: tuple[Conflict, ...]
@@ -103,6 +106,7 @@ class SilentHosts:
                     "last_state": state.name if (state := self._last_state(host)) is not None else None,
                     "address": host.address,
                     "groups": self.groups.get(host.host, ()),
+                    "labels": self.labels.get(host.host, {}),
                     "ttl_seconds": host.ttl / 1000,
                     "diagnosis": diagnosis_json(self.diagnoses.get(host.host)),
                 }
@@ -142,13 +146,12 @@ def nobody_listens() -> Line:
     )
 
 
-def find_silent(tx: Transaction, groups: tuple[str, ...], older_than: int, site: Ssh = _SITE) -> SilentHosts:
-    """The hosts that have not been heard for longer than they said, and for `older_than` milliseconds."""
-    require_groups(tx, groups)
+def find_silent(tx: Transaction, wanted: Selection, older_than: int, site: Ssh = _SITE) -> SilentHosts:
+    """Those hosts that have not been heard for longer than they said, and for `older_than` milliseconds."""
     listening = load_listening(tx)
     found = [
         (host, presence)
-        for host in reading.load_silent(tx, listening, groups)
+        for host in reading.load_silent(tx, listening, wanted)
         if (presence := host.presence(listening)) is not Presence.FRESH
         and listening.now - host.silent_since >= older_than
     ]
@@ -159,13 +162,14 @@ def find_silent(tx: Transaction, groups: tuple[str, ...], older_than: int, site:
     diagnoses = find_current(tx, placed)
     return SilentHosts(
         listening,
-        reading.count_hosts(tx, groups),
+        reading.count_hosts(tx, wanted),
         tuple(found),
         reading.load_check_counts(tx, numbers),
         reading.load_groups(tx, numbers),
+        load_labels(tx, numbers),
         diagnoses,
         without_unasked(tx, diagnoses, site),
-        find_conflicts(tx, groups),
+        find_conflicts(tx, wanted),
     )
 
 
@@ -178,11 +182,19 @@ def find_silent(tx: Transaction, groups: tuple[str, ...], older_than: int, site:
     help="Only hosts not heard for at least this long (15s, 5m, 2h, 1d).",
 )
 @options.group_option
+@options.label_option
 @options.json_option
 @options.watch_options
 @click.pass_obj
 def command(
-    session: Session, older_than: int, groups: tuple[str, ...], *, as_json: bool, watch: bool, interval: int
+    session: Session,
+    older_than: int,
+    groups: tuple[str, ...],
+    labels: options.Labels,
+    *,
+    as_json: bool,
+    watch: bool,
+    interval: int,
 ) -> int:
     """List the hosts that are silent, since when, why, and how they were then.
 
@@ -199,6 +211,7 @@ def command(
     Examples:
       collector-cli stale
       collector-cli stale --older-than 5m --group lab-3
+      collector-cli stale --label site=berlin --label canary
       collector-cli stale --json | jq -r '.hosts[] | select(.diagnosis.kind == "agent dead, host up") | .hostname'
 
     Exit codes: 0 nobody is silent; 1 only hosts of unknown presence, never seen, or in conflict; 2 at least one host is stale; 3 the question cannot be answered: wrong command line, no
@@ -208,7 +221,7 @@ def command(
 
         def look() -> SilentHosts:
             with store.transaction(write=False) as tx:
-                return find_silent(tx, groups, older_than, session.loaded.config.ssh)
+                return find_silent(tx, select(tx, groups, labels), older_than, session.loaded.config.ssh)
 
         if watch:
             return session.watch(look, options.pause(interval), as_json=as_json)

@@ -14,7 +14,7 @@ from collector.cli import conflicts, options
 from collector.cli.conflicts import Conflict, find_conflicts
 from collector.cli.diagnoses import find_current, without_unasked
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell, summary
-from collector.cli.session import Session, require_groups
+from collector.cli.session import Session, select
 from collector.cli.stale import nobody_listens
 from collector.cli.times import local, utc
 from collector.config import Ssh
@@ -25,6 +25,7 @@ from collector.store import reading
 from collector.store.collectors import CollectorRow, Listening, load_collectors, load_listening
 from collector.store.diagnoses import StoredDiagnosis
 from collector.store.reading import CheckCounts, CheckLine, HostLine
+from collector.store.selection import Selection
 from collector.store.silence import load_fleet_silence
 from collector.store.store import Transaction
 from fleetpulse.model import CheckKey, State
@@ -237,11 +238,10 @@ def _reasons(bad: BadHost) -> str:
     return "; ".join(reasons)
 
 
-def look_at_fleet(tx: Transaction, groups: tuple[str, ...], limit: int, site: Ssh) -> Fleet:
-    """How the fleet is, with the `limit` worst hosts."""
-    require_groups(tx, groups)
+def look_at_fleet(tx: Transaction, wanted: Selection, limit: int, site: Ssh) -> Fleet:
+    """How the fleet is, or those hosts of it, with the `limit` worst ones."""
     listening = load_listening(tx)
-    seen = reading.load_last_seen(tx, groups)
+    seen = reading.load_last_seen(tx, wanted)
     checks = reading.load_check_counts(tx, [host.host for host in seen])
     presences: Counter[Presence] = Counter()
     states: Counter[State] = Counter()
@@ -269,7 +269,7 @@ def look_at_fleet(tx: Transaction, groups: tuple[str, ...], limit: int, site: Ss
         tuple(load_collectors(tx)),
         load_fleet_silence(tx).since,
         _load_bad(tx, shown, standing, site),
-        find_conflicts(tx, groups),
+        find_conflicts(tx, wanted),
     )
 
 
@@ -295,11 +295,19 @@ def _load_bad(
     "--limit", type=click.IntRange(0), default=20, show_default=True, help="How many of the worst hosts."
 )
 @options.group_option
+@options.label_option
 @options.json_option
 @options.watch_options
 @click.pass_obj
 def command(
-    session: Session, limit: int, groups: tuple[str, ...], *, as_json: bool, watch: bool, interval: int
+    session: Session,
+    limit: int,
+    groups: tuple[str, ...],
+    labels: options.Labels,
+    *,
+    as_json: bool,
+    watch: bool,
+    interval: int,
 ) -> int:
     """Show the fleet at a glance: how many hosts are how, who listens, and the worst hosts.
 
@@ -320,7 +328,7 @@ def command(
 
         def look() -> Fleet:
             with store.transaction(write=False) as tx:
-                return look_at_fleet(tx, groups, limit, session.loaded.config.ssh)
+                return look_at_fleet(tx, select(tx, groups, labels), limit, session.loaded.config.ssh)
 
         if watch:
             return session.watch(look, options.pause(interval), as_json=as_json)

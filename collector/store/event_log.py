@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from collector.store.hosts import text
+from collector.store.selection import ALL, Selection, within
 from collector.store.store import Row, Transaction
 
 _COLUMNS = (
@@ -42,13 +43,15 @@ class StoredEvent(NamedTuple):
 class Filter(NamedTuple):
     """Which events; None and empty: any. `since` in milliseconds, by the collector's clock.
 
-    `host` is the host's number; `hostname` finds the events of a host that is no more.
+    `host` is the host's number; `hostname` finds the events of a host that is no more; `hosts` are those
+    that are still there.
     """
 
     host: int | None = None
     hostname: str | None = None
     kinds: tuple[str, ...] = ()
     since: int | None = None
+    hosts: Selection = ALL
 
 
 def load_events(tx: Transaction, wanted: Filter, limit: int) -> list[StoredEvent]:
@@ -88,7 +91,8 @@ def _where(wanted: Filter) -> tuple[str, tuple[object, ...]]:
     if wanted.since is not None:
         conditions.append("e.at >= %s")
         parameters.append(wanted.since)
-    return " AND ".join(conditions), tuple(parameters)
+    of_hosts, more = within(wanted.hosts, "e.host")
+    return " AND ".join(conditions) + of_hosts, (*parameters, *more)
 
 
 def _event(row: Row) -> StoredEvent:

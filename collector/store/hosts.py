@@ -25,7 +25,7 @@ class StoredHost(NamedTuple):
 
     `name` is what the record is called, `record.hostname` what the machine calls itself; `own_name` is that
     again if an admin gave the name, else empty. `record.groups` are those that the Hello named and the
-    `assigned` ones.
+    `assigned` ones, of which it named some, too: `named`.
     """
 
     host: int
@@ -33,6 +33,7 @@ class StoredHost(NamedTuple):
     name: str
     own_name: str = ""
     assigned: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
 
 
 class Caller(NamedTuple):
@@ -46,8 +47,8 @@ def find_hosts(tx: Transaction, host_ids: Sequence[str]) -> dict[str, StoredHost
     """The stored hosts among `host_ids`."""
     rows = tx.query_in(f"SELECT id, host_id, {_COLUMNS} FROM host WHERE host_id IN (%s)", host_ids)  # noqa: S608 - names of ours
     numbers = [row[0] for row in rows]
-    groups, assigned = _groups(tx, "host_group", numbers), _groups(tx, "assigned_group", numbers)
-    return {row[1]: _stored(row, groups.get(row[0], ()), assigned.get(row[0], ())) for row in rows}
+    groups, assigned = _groups(tx, "host_group", numbers), load_assigned(tx, numbers)
+    return {row[1]: _stored(row, groups.get(row[0], ()), assigned.get(row[0], {})) for row in rows}
 
 
 def add_hosts(tx: Transaction, records: Sequence[HostRecord], now: int) -> int:
@@ -69,7 +70,7 @@ def add_hosts(tx: Transaction, records: Sequence[HostRecord], now: int) -> int:
     tx.execute_many(f"{ignore} INTO host_seen (host) VALUES (%s)", hosts)
     tx.execute_many(f"{ignore} INTO host_latest (host) VALUES (%s)", hosts)
     for record in records:
-        _write_groups(tx, "host_group", numbers[record.host_id], record.groups)
+        _write_groups(tx, numbers[record.host_id], record.groups)
     return added
 
 
@@ -88,8 +89,9 @@ def update_host(tx: Transaction, known: StoredHost, said: HostRecord) -> StoredH
     not stored as `known` any more.
     """
     groups = tuple(sorted({*said.groups, *known.assigned}))
+    named = tuple(group for group in known.assigned if group in said.groups)
     record = replace(said, groups=groups)
-    if record == known.record:
+    if record == known.record and named == known.named:
         return known
     own_name = said.hostname if known.own_name else ""
     name = known.name if known.own_name else said.hostname
@@ -104,14 +106,49 @@ def update_host(tx: Transaction, known: StoredHost, said: HostRecord) -> StoredH
             raise StoreConflict("another collector wrote the same Hello, or the host was removed")
     if groups != known.record.groups:
         tx.execute("DELETE FROM host_group WHERE host = %s", (known.host,))
-        _write_groups(tx, "host_group", known.host, groups)
-    return StoredHost(known.host, record, name, own_name, known.assigned)
+        _write_groups(tx, known.host, groups)
+    if named != known.named:
+        tx.execute_many(
+            "UPDATE assigned_group SET named = %s WHERE host = %s AND name = %s",
+            [(int(group in named), known.host, group) for group in known.assigned],
+        )
+    return StoredHost(known.host, record, name, own_name, known.assigned, named)
+
+
+def load_assigned(tx: Transaction, hosts: Sequence[int]) -> dict[int, dict[str, bool]]:
+    """The groups that each of the hosts keeps whatever its Hello says, and whether that named them, too."""
+    found: dict[int, dict[str, bool]] = {}
+    rows = tx.query_in("SELECT host, name, named FROM assigned_group WHERE host IN (%s)", hosts)
+    for host, name, named in sorted((host, text(name), bool(named)) for host, name, named in rows):
+        found.setdefault(host, {})[name] = named
+    return found
 
 
 def assign_groups(tx: Transaction, host: int, groups: Sequence[str]) -> None:
     """Add groups that the host keeps whatever its Hello says."""
+    add_to_groups(tx, [(host, group) for group in groups])
+
+
+def add_to_groups(tx: Transaction, rows: Sequence[tuple[int, str]]) -> None:
+    """The same for many hosts at once."""
+    there = _groups(tx, "host_group", sorted({host for host, _ in rows}))
+    ignore = tx.dialect.insert_ignore
+    tx.execute_many(
+        f"{ignore} INTO assigned_group (host, name, named) VALUES (%s, %s, %s)",
+        [(host, name, int(name in there.get(host, ()))) for host, name in rows],
+    )
+    tx.execute_many(f"{ignore} INTO host_group (host, name) VALUES (%s, %s)", rows)
+
+
+def take_from_groups(tx: Transaction, rows: Sequence[tuple[int, str]]) -> None:
+    """Take hosts out of groups."""
     for table in ("assigned_group", "host_group"):
-        _write_groups(tx, table, host, groups)
+        delete_named(tx, table, rows)
+
+
+def unassign_groups(tx: Transaction, rows: Sequence[tuple[int, str]]) -> None:
+    """Leave it to their agents whether hosts are in groups."""
+    delete_named(tx, "assigned_group", rows)
 
 
 def load_heard(tx: Transaction, hosts: Sequence[int]) -> dict[int, int]:
@@ -128,6 +165,26 @@ def load_callers(tx: Transaction, hosts: Sequence[int]) -> dict[int, Caller]:
 def remove_host(tx: Transaction, host: int) -> bool:
     """Delete a host and all that is stored of it but its events; False if there is none."""
     return tx.execute("DELETE FROM host WHERE id = %s", (host,)) == 1
+
+
+def remove_unheard(tx: Transaction, hosts: Sequence[int]) -> set[int]:
+    """Delete those of the hosts that never had a report; their numbers."""
+    rows = tx.query_in(
+        f"SELECT host FROM host_seen WHERE received_at = 0 AND host IN (%s){tx.dialect.for_update}",  # noqa: S608
+        sorted(hosts),
+    )
+    unheard = [host for (host,) in rows]
+    tx.execute_in("DELETE FROM host WHERE id IN (%s)", unheard)
+    return set(unheard)
+
+
+def delete_named(tx: Transaction, table: str, rows: Sequence[tuple[int, str]]) -> None:
+    """Delete the rows of these hosts and names, a name's at once."""
+    hosts_of: dict[str, list[int]] = {}
+    for host, name in rows:
+        hosts_of.setdefault(name, []).append(host)
+    for name, hosts in sorted(hosts_of.items()):
+        tx.execute_in(f"DELETE FROM {table} WHERE name = %s AND host IN (%s)", sorted(hosts), (name,))  # noqa: S608
 
 
 def facts_hash(facts: Facts) -> bytes:
@@ -167,9 +224,9 @@ def text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _write_groups(tx: Transaction, table: str, host: int, groups: Sequence[str]) -> None:
+def _write_groups(tx: Transaction, host: int, groups: Sequence[str]) -> None:
     tx.execute_many(
-        f"{tx.dialect.insert_ignore} INTO {table} (host, name) VALUES (%s, %s)",
+        f"{tx.dialect.insert_ignore} INTO host_group (host, name) VALUES (%s, %s)",
         [(host, group) for group in groups],
     )
 
@@ -199,7 +256,7 @@ def _placeholders(columns: str) -> str:
     return ", ".join(["%s"] * len(columns.split(", ")))
 
 
-def _stored(row: Row, groups: tuple[str, ...], assigned: tuple[str, ...]) -> StoredHost:
+def _stored(row: Row, groups: tuple[str, ...], assigned: Mapping[str, bool]) -> StoredHost:
     host, host_id, name, own_name, machine_id, boot_id, agent_version, address, interval, ttl, *rest = row
     hardware_id, instance, collector = rest
     record = HostRecord(
@@ -216,4 +273,5 @@ def _stored(row: Row, groups: tuple[str, ...], assigned: tuple[str, ...]) -> Sto
         instance,
         collector,
     )
-    return StoredHost(host, record, name, own_name, assigned)
+    named = tuple(group for group, is_named in assigned.items() if is_named)
+    return StoredHost(host, record, name, own_name, tuple(assigned), named)

@@ -11,6 +11,7 @@ from collector.core.status import Silence
 from collector.store.certificates import CertificateRow
 from collector.store.collectors import Listening
 from collector.store.hosts import text
+from collector.store.selection import ALL, Selection, within
 from collector.store.store import Row, Transaction
 from fleetpulse.model import CheckKey, State
 
@@ -83,22 +84,22 @@ class CheckCounts(NamedTuple):
     failing: int
 
 
-def load_silent(tx: Transaction, listening: Listening, groups: Sequence[str] = ()) -> list[HostLine]:
+def load_silent(tx: Transaction, listening: Listening, wanted: Selection = ALL) -> list[HostLine]:
     """The hosts that are not fresh: silent, of unknown presence, or never seen."""
-    within, parameters = _within(groups)
+    conditions, parameters = within(wanted)
     rows = tx.query(
         f"SELECT {_COLUMNS} {_HOSTS} "
-        f"WHERE (s.received_at = 0 OR s.silence <> 0 OR s.received_at + h.ttl_ms < %s){within}",
+        f"WHERE (s.received_at = 0 OR s.silence <> 0 OR s.received_at + h.ttl_ms < %s){conditions}",
         (listening.now, *parameters),
     )
     return [_line(row) for row in rows]
 
 
-def load_hosts(tx: Transaction, groups: Sequence[str] = ()) -> list[HostLine]:
+def load_hosts(tx: Transaction, wanted: Selection = ALL) -> list[HostLine]:
     """Every host, by name."""
-    within, parameters = _within(groups)
+    conditions, parameters = within(wanted)
     rows = tx.query(
-        f"SELECT {_COLUMNS} {_HOSTS} WHERE 1 = 1{within} ORDER BY h.hostname, h.host_id",
+        f"SELECT {_COLUMNS} {_HOSTS} WHERE 1 = 1{conditions} ORDER BY h.hostname, h.host_id",
         parameters,
     )
     return [_line(row) for row in rows]
@@ -119,35 +120,20 @@ def load_places(tx: Transaction, hosts: Sequence[int]) -> dict[int, Place]:
     return {row[0]: Place._make(row[1:]) for row in rows}
 
 
-def load_last_seen(tx: Transaction, groups: Sequence[str] = ()) -> list[LastSeen]:
+def load_last_seen(tx: Transaction, wanted: Selection = ALL) -> list[LastSeen]:
     """When every host was heard last."""
-    within, parameters = _within(groups)
+    conditions, parameters = within(wanted)
     rows = tx.query(
-        f"SELECT h.id, s.received_at, h.ttl_ms, s.silence {_HOSTS} WHERE 1 = 1{within}",
+        f"SELECT h.id, s.received_at, h.ttl_ms, s.silence {_HOSTS} WHERE 1 = 1{conditions}",
         parameters,
     )
     return [LastSeen(host, received_at, ttl, _SILENCES[silence]) for host, received_at, ttl, silence in rows]
 
 
-def count_hosts(tx: Transaction, groups: Sequence[str] = ()) -> int:
+def count_hosts(tx: Transaction, wanted: Selection = ALL) -> int:
     """How many hosts there are."""
-    within, parameters = _within(groups)
-    return int(tx.query(f"SELECT COUNT(*) FROM host h WHERE 1 = 1{within}", parameters)[0][0])  # noqa: S608
-
-
-def unknown_groups(tx: Transaction, groups: Sequence[str]) -> list[str]:
-    """Those of the groups that no host belongs to."""
-    rows = tx.query_in("SELECT DISTINCT name FROM host_group WHERE name IN (%s)", groups)
-    known = {text(name) for (name,) in rows}
-    return [group for group in groups if group not in known]
-
-
-def within_groups(tx: Transaction, hosts: Sequence[int], groups: Sequence[str]) -> list[int]:
-    """Those of the hosts that are in any of the groups; all of them if no group is named."""
-    if not groups:
-        return list(hosts)
-    of_hosts = load_groups(tx, hosts)
-    return [host for host in hosts if not set(groups).isdisjoint(of_hosts.get(host, ()))]
+    conditions, parameters = within(wanted)
+    return int(tx.query(f"SELECT COUNT(*) FROM host h WHERE 1 = 1{conditions}", parameters)[0][0])  # noqa: S608
 
 
 def load_current_certificates(tx: Transaction, hosts: Collection[int]) -> dict[int, CertificateRow]:
@@ -241,13 +227,6 @@ _SILENCES = {silence.value: silence for silence in Silence}  # looked up faster 
 
 def _line(row: Row) -> HostLine:
     return HostLine._make((*row[:-1], _SILENCES[row[-1]]))
-
-
-def _within(groups: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    if not groups:
-        return "", ()
-    placeholders = ", ".join(["%s"] * len(groups))
-    return f" AND h.id IN (SELECT host FROM host_group WHERE name IN ({placeholders}))", tuple(groups)  # noqa: S608
 
 
 def of_hosts(tx: Transaction, query: str, hosts: Collection[int]) -> list[Row]:

@@ -1,6 +1,6 @@
 """What a host's record is called, and which machine it stands for.
 
-A record is a host's rows: its number, name, groups, history. Each change is part of one transaction, and
+A record is a host's rows: its number, name, groups, labels, history. Each change is part of one transaction, and
 raises StoreConflict where that has to be tried again.
 """
 
@@ -77,7 +77,7 @@ def revoke(tx: Transaction, host: int, hostname: str, now: int) -> int:
 def rebind(tx: Transaction, old: int, new: int, now: int) -> None:
     """Let the record `old` stand for the machine of `new`, whose own record ends. Writes the event.
 
-    The name, the groups, the check states, facts, values and events of `old` stay, so that the machine's next
+    The name, the groups, the labels, the check states, facts, values and events of `old` stay, so that the machine's next
     report is compared with them; checks that only `new` has keep their state. Its identity, certificates, place and high-water mark are from now on
     those of `new`, so that its stream goes on where it is after another Hello. Tokens for either are no
     longer valid, and neither are the certificates of `old`. Raises StoreConflict if one of the two was

@@ -46,7 +46,6 @@ class SilentHost(NamedTuple):
     """Somebody said how it is to be reached, which allows it."""
 
 
-_GROUP_TABLES = ("assigned_group", "host_group")
 _COLUMNS = (
     "h.id, h.host_id, h.hostname, h.address, h.interval_ms, h.ttl_ms, h.agent_version, p.polled, p.settings, "
     "s.received_at"
@@ -64,18 +63,6 @@ def save_ssh_hosts(tx: Transaction, rows: Iterable[tuple[int, SshSettings, bool]
     """The same for many hosts at once."""
     upsert = tx.dialect.upsert("ssh_host", ("host",), ("polled", "settings"))
     tx.execute_many(upsert, [(host, int(polled), encode(settings)) for host, settings, polled in rows])
-
-
-def add_to_groups(tx: Transaction, rows: Sequence[tuple[int, str]]) -> None:
-    """Add hosts to groups that they keep whatever a Hello says."""
-    for table in _GROUP_TABLES:
-        tx.execute_many(f"{tx.dialect.insert_ignore} INTO {table} (host, name) VALUES (%s, %s)", rows)
-
-
-def take_from_groups(tx: Transaction, rows: Sequence[tuple[int, str]]) -> None:
-    """Take hosts out of groups."""
-    for table in _GROUP_TABLES:
-        tx.execute_many(f"DELETE FROM {table} WHERE host = %s AND name = %s", rows)  # noqa: S608 - names of ours
 
 
 def forget_ssh_host(tx: Transaction, host: int) -> bool:

@@ -71,8 +71,21 @@ class Transaction:
         rows: list[Row] = []
         for start in range(0, len(values), chunk):
             part = values[start : start + chunk]
-            rows += self.query(statement.replace("IN (%s)", f"IN ({', '.join(['%s'] * len(part))})"), part)
+            rows += self.query(_spread(statement, part), part)
         return rows
+
+    def execute_in(
+        self, statement: str, values: Sequence[object], before: Sequence[object] = (), *, chunk: int = 500
+    ) -> int:
+        """Run a statement whose `IN (%s)` stands for any number of values; how many rows it affected.
+
+        `before` are its parameters ahead of that list.
+        """
+        affected = 0
+        for start in range(0, len(values), chunk):
+            part = values[start : start + chunk]
+            affected += self.execute(_spread(statement, part), (*before, *part))
+        return affected
 
 
 class Store:
@@ -175,6 +188,10 @@ def open_store(
             f"database {address}: mysqlclient cannot be loaded ({error}); run: pip install 'fleetpulse[mysql]'"
         ) from None
     return Store(MysqlDialect(address, password, patient=patient), pool_size, pool_timeout)
+
+
+def _spread(statement: str, values: Sequence[object]) -> str:
+    return statement.replace("IN (%s)", f"IN ({', '.join(['%s'] * len(values))})")
 
 
 def _check_file(path: Path, *, create: bool) -> None:

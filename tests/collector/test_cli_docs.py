@@ -19,6 +19,7 @@ from collector.core.status import EventKind
 from collector.store.certificates import CertificateRow, add_certificate
 from collector.store.conflicts import ConflictRow, save_conflict
 from collector.store.diagnoses import Finding, save_findings
+from collector.store.labels import save_labels
 from collector.store.schema import upgrade
 from collector.store.ssh_hosts import save_group_settings, save_ssh_host
 from collector.store.store import open_store
@@ -68,13 +69,18 @@ def test_global_options_are_documented() -> None:
     assert {*options(cli), "--help"} == set(re.findall(r"`(--[a-z-]+)", text)) - {
         "--watch",
         "--follow",
+        "--group",
+        "--label",
     }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_has_examples_and_exit_codes(name: str) -> None:
     found = command(name)
-    for leaf in found.commands.values() if isinstance(found, click.Group) else [found]:
+    leaves = [*found.commands.values()] if isinstance(found, click.Group) else [found]
+    if isinstance(found, click.Group) and found.invoke_without_command:
+        leaves.append(found)
+    for leaf in leaves:
         assert "Example" in (leaf.help or "")
         assert "Exit codes:" in (leaf.help or "")
 
@@ -88,7 +94,7 @@ def test_every_kind_of_event_is_named() -> None:
 def shape(value: object) -> object:
     """The keys at every level."""
     if isinstance(value, dict):
-        return {key: shape(item) if key != "facts" else None for key, item in value.items()}
+        return {key: shape(item) if key not in ("facts", "labels") else None for key, item in value.items()}
     if isinstance(value, list):
         return [shape(value[0])] if value and isinstance(value[0], dict) else []
     return None
@@ -130,6 +136,7 @@ def test_json_has_the_documented_shape(
     )
     fleet.add("two")
     with store.transaction() as tx:
+        save_labels(tx, [(one, "site", "berlin")])
         [(heard_at,)] = tx.query("SELECT received_at FROM host_seen WHERE host = %s", (one,))
         diagnosis = Diagnosis(DiagnosisKind.AGENT_DEAD, "x")
         save_findings(tx, [Finding(one, "one", heard_at, diagnosis, has_health=True)], fleet.now)

@@ -7,11 +7,16 @@ import uuid
 
 import pytest
 
+from collector.cli.events import Follower
 from collector.core.diagnosis import Diagnosis, DiagnosisKind
 from collector.core.silence import FleetSilence
 from collector.core.ssh_settings import SshSettings
 from collector.core.status import CheckStatus, Event, EventKind, Silence
+from collector.store.conflicts import ConflictRow, save_conflict
 from collector.store.diagnoses import Finding, save_findings
+from collector.store.event_log import Filter
+from collector.store.labels import save_labels
+from collector.store.selection import Selection
 from collector.store.silence import save_fleet_silence
 from collector.store.ssh_hosts import save_ssh_host
 from collector.store.store import Store
@@ -87,6 +92,82 @@ def test_stale_can_be_narrowed(fleet: Fleet, cli: Cli) -> None:
     assert cli("stale", "--group", "west", "--json").json["hosts_total"] == 2
     ran = cli("stale", "--group", "wset")
     assert (ran.status, ran.err) == (3, "collector-cli: no host is in group wset\n")
+
+
+def test_labels_narrow_every_listing(fleet: Fleet, cli: Cli) -> None:
+    fleet.listen()
+    wanted = {
+        "a": {"site": "berlin", "canary": "true"},
+        "b": {"site": "berlin", "rack": ""},
+        "c": {"site": "oslo", "canary": "false"},
+        "d": {},
+    }
+    with_conflict = 0
+    for name, labels in wanted.items():
+        host, _ = fleet.add(name, ago=5 * MINUTE, groups=("west" if name in "ac" else "east",))
+        with fleet.store.transaction() as tx:
+            save_labels(tx, [(host, label, content) for label, content in labels.items()])
+        fleet.event(host, name, Event(fleet.now, EventKind.REBOOT))
+        with_conflict = with_conflict or host
+    fleet.event(None, "", Event(fleet.now, EventKind.FLEET_SILENT))
+    with fleet.store.transaction() as tx:
+        save_conflict(
+            tx, ConflictRow(with_conflict, b"p" * 16, "a", "192.0.2.9", "m", "h", "b", "i", 1, fleet.now)
+        )
+
+    def names(*arguments: str) -> str:
+        """Of the hosts that all of the listings find."""
+        found = set()
+        for listing in ("stale", "status", "hosts", "events"):
+            answer = cli(listing, "--json", *arguments).json
+            rows = answer["events" if listing == "events" else "hosts"]
+            those = "".join(sorted(row["hostname"] or "-" for row in rows))
+            found.add(those)
+            assert len(answer.get("conflicts", "a" if "a" in those else "")) == those.count("a")
+            assert answer.get("hosts_total", len(rows)) == len(rows)
+        [same] = found
+        return same
+
+    assert names("--label", "site=berlin") == "ab"
+    assert names("--label", "site") == "abc"
+    assert names("--label", "canary") == "ac"
+    assert names("--label", "rack=") == "b"
+    assert names("--label", "site=berlin", "--label", "canary=true") == "a"
+    assert names("--label", "site=berlin", "--label", "canary=false") == ""
+    assert names("--group", "west", "--label", "site=oslo") == "c"
+    assert names("--group", "west", "--group", "east", "--label", "rack") == "b"
+    hosts = cli("hosts", "--json").json["hosts"]
+    assert {host["hostname"]: host["labels"] for host in hosts} == wanted
+    silent = cli("stale", "--json").json["hosts"]
+    assert {host["hostname"]: host["labels"] for host in silent} == wanted
+    assert cli("show", "a", "--json").json["labels"] == wanted["a"]
+    assert "  labels        canary=true, site=berlin\n" in cli("show", "a").out
+    assert "labels" not in cli("show", "d").out
+
+
+@pytest.mark.parametrize("listing", ["stale", "status", "hosts", "events"])
+@pytest.mark.parametrize("label", ["site=paris", "Site", "site=Berlin", "%"])
+def test_a_label_that_no_host_has(listing: str, label: str, fleet: Fleet, cli: Cli) -> None:
+    """Not even one that has the key and the value apart, nor a group of that name."""
+    host, _ = fleet.add("a", groups=("Site",))
+    with fleet.store.transaction() as tx:
+        save_labels(tx, [(host, "site", "berlin"), (host, "city", "paris")])
+    ran = cli(listing, "--label", "site", "--label", label)
+    assert (ran.status, ran.err) == (3, f"collector-cli: no host has label {label}\n")
+    for wrong in ("", "=x", "k" * 256, f"k={'v' * 256}"):
+        assert "KEY or KEY=VALUE" in cli(listing, "--label", wrong).err
+
+
+def test_followed_events_can_be_narrowed(fleet: Fleet) -> None:
+    one, _ = fleet.add("one", groups=("g",))
+    two, _ = fleet.add("two")
+    fleet.listen()
+    with fleet.store.transaction(write=False) as tx:
+        follower = Follower(tx, Filter(hosts=Selection(("g",))))
+    for host, name in ((one, "one"), (two, "two"), (None, "")):
+        fleet.event(host, name, Event(fleet.now, EventKind.REBOOT))
+    with fleet.store.transaction(write=False) as tx:
+        assert [event.hostname for event in follower.look(tx)] == ["one"]
 
 
 def test_never_seen_is_a_warning(fleet: Fleet, cli: Cli) -> None:

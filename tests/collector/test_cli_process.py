@@ -138,13 +138,13 @@ def test_db_upgrade_and_check(url: str) -> None:
     ran = run_cli(url, "db", "upgrade")
     assert (ran.returncode, ran.stdout) == (
         0,
-        "".join(f"applied schema version {number}\n" for number in (1, 2, 3))
-        + "the database has schema version 3\n",
+        "".join(f"applied schema version {number}\n" for number in (1, 2, 3, 4))
+        + "the database has schema version 4\n",
     )
-    assert run_cli(url, "db", "upgrade").stdout == "the database has schema version 3\n"
+    assert run_cli(url, "db", "upgrade").stdout == "the database has schema version 4\n"
     ran = run_cli(url, "db", "check", "--json")
     assert ran.returncode == 0
-    assert json.loads(ran.stdout)["stored_version"] == 3
+    assert json.loads(ran.stdout)["stored_version"] == 4
 
 
 def test_another_schema_version(url: str, fleet: Fleet) -> None:

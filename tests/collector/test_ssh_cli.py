@@ -27,6 +27,7 @@ from collector.ssh.target import Target
 from collector.ssh.trust import Trusted
 from collector.store.diagnoses import Finding, save_findings
 from collector.store.hosts import find_hosts
+from collector.store.labels import save_labels
 from collector.store.ssh_hosts import (
     SshHost,
     load_group_settings,
@@ -477,6 +478,29 @@ def test_how_hosts_are_reached_when_all_is_put_together(
     assert cli("ssh", "list", "--json").json["hosts"][0]["mode"] == "never"
 
 
+def test_hosts_with_a_label(fleet: Fleet, cli: Cli) -> None:
+    for name, group in (("web-1", "g"), ("web-2", "h"), ("web-3", "h")):
+        cli("ssh", "add", name, "--group", group)
+        cli("ssh", "group", group, "--port", "23")
+    found = stored(fleet.store)
+    with fleet.store.transaction() as tx:
+        save_labels(tx, [(found[name].host, "site", name) for name in ("web-1", "web-2")])
+
+    def listed(*arguments: str) -> tuple[list[str], list[tuple[str, int]]]:
+        answer = cli("ssh", "list", "--json", *arguments).json
+        return (
+            [host["hostname"] for host in answer["hosts"]],
+            [(group["name"], group["hosts"]) for group in answer["groups"]],
+        )
+
+    assert listed("--label", "site") == (["web-1", "web-2"], [("g", 1), ("h", 2)])
+    assert listed("--label", "site=web-2") == (["web-2"], [("h", 2)])
+    assert listed("--label", "site", "--group", "h") == (["web-2"], [("h", 2)])
+    assert listed("web-1", "web-3", "--label", "site") == (["web-1"], [])
+    ran = cli("ssh", "list", "--label", "site=web-3")
+    assert (ran.status, ran.err) == (3, "collector-cli: no host has label site=web-3\n")
+
+
 def test_some_hosts_and_where_they_are(fleet: Fleet, cli: Cli) -> None:
     fleet.listen()
     cli("ssh", "add", "six", "--address", "2001:db8::7", "--user", "me", "--jump", "a,root@b:23")
@@ -749,6 +773,14 @@ def test_many_are_trusted_without_naming_them(
     fleet.add("agent-1")
     assert cli("ssh", "trust", "--group", "g", "--yes").status == 0
     assert lines(fleet.store) == [f"web-2 {public(servers[1].host_key)}"]
+    host = stored(fleet.store)["web-2"].host
+    with fleet.store.transaction() as tx:
+        save_labels(tx, [(host, "site", "x")])
+    answer = cli("ssh", "trust", "--untrusted", "--label", "site", "--yes", "--json").json
+    assert answer["hosts"] == []
+    answer = cli("ssh", "trust", "--label", "site=x", "--yes", "--json").json
+    assert [host["name"] for host in answer["hosts"]] == ["web-2"]
+    assert cli("ssh", "trust", "--label", "site=y").err.endswith("no host has label site=y\n")
     answer = cli("ssh", "trust", "--untrusted", "--yes", "--json").json
     assert [host["name"] for host in answer["hosts"]] == ["web-1"]
     assert cli("ssh", "trust", "--untrusted").out.startswith("OK: 0 of 0 hosts trusted\n")
@@ -825,6 +857,8 @@ def test_a_hashed_line_is_forgotten_by_its_name(fleet: Fleet, cli: Cli) -> None:
         (),
         ("web-1", "--list"),
         ("web-1", "--untrusted"),
+        ("web-1", "--label", "x"),
+        ("--list", "--label", "x"),
         ("",),
         ("--list", "--forget", "x"),
         ("--list", "--replace"),

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from collector.cli.stale import find_silent
 from collector.core.silence import Presence
 from collector.store.errors import StoreError
+from collector.store.selection import ALL
 from collector.store.store import open_store
 from tests.mariadb_server import MariadbServer
 from tests.processes import Site, wait_until
@@ -52,7 +53,7 @@ class Watch:
         while not self._stop.wait(0.1):
             try:
                 with self._store.transaction(write=False) as tx:
-                    found = find_silent(tx, (), 0)
+                    found = find_silent(tx, ALL, 0)
             except StoreError:
                 continue  # nobody can look while the database is away
             self.presences = Counter(presence for _, presence in found.hosts)
