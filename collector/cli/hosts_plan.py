@@ -123,7 +123,8 @@ def new_name_problem(name: str) -> str:
 
 
 def _step(wanted: Wanted, name: str, host: int | None, host_id: str, stored: Stored) -> Step:
-    joins = tuple(group for group in wanted.groups if not {group} <= {*stored.groups} & {*stored.assigned})
+    settled = {*stored.groups} & {*stored.assigned}
+    joins = tuple(group for group in wanted.groups if group not in settled)
     surplus = [group for group in stored.assigned if group not in wanted.groups]
     leaves = tuple(group for group in surplus if not stored.assigned[group])
     released = tuple(group for group in surplus if stored.assigned[group])
