@@ -15,7 +15,7 @@ from collector.store.enrolment import AmbiguousName, KnownRecord, load_known_nam
 from collector.store.reading import HostLine
 from collector.store.statuses import write_events
 from collector.store.store import Transaction
-from fleetpulse.model import parse_host_id
+from fleetpulse.model import is_host_id
 
 _SHOWN = 5  # machines that are refused
 
@@ -112,19 +112,11 @@ def _find(
     except AmbiguousName as error:
         raise CliError(f"{error}; rename or remove one of them") from None
     if record is None:
-        if _is_uuid(name):
+        if is_host_id(name):
             raise CliError(f"no host {name}; see: collector-cli hosts")
         if said := problem(name):
             raise CliError(f"{name!r}: {said}")
     return record
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        parse_host_id(text.lower())
-    except ValueError:
-        return False
-    return True
 
 
 def _check_twice(records: Mapping[str, KnownRecord]) -> None:

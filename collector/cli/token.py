@@ -30,7 +30,7 @@ from collector.store.tokens import (
     list_tokens,
 )
 from fleetpulse.convert import MAX_NAME
-from fleetpulse.model import State, parse_host_id
+from fleetpulse.model import State, is_host_id
 
 _TTL = 3_600_000
 _INVENTORY_TTL = 86_400_000
@@ -219,20 +219,12 @@ def _target(known: KnownNames, hostname: str) -> tuple[int | None, str]:
     except AmbiguousName as error:
         raise CliError(f"{error}; give the UUID") from None
     if record is None:
-        if _is_uuid(hostname):
+        if is_host_id(hostname):
             raise CliError(f"no host {hostname}; see: collector-cli hosts")
         return None, hostname
     if record.host_id == hostname.lower():
         return record.host, record.own_name or record.hostname
     return record.host, hostname
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        parse_host_id(text.lower())
-    except ValueError:
-        return False
-    return True
 
 
 def _create_many(session: Session, wanted: Wanted, output: Path, *, as_json: bool) -> int:

@@ -178,3 +178,12 @@ def parse_host_id(text: str) -> HostId:
     if len(text) != 36:
         raise ValueError(f"not a UUID: {text[:64]!r}")
     return HostId(str(uuid.UUID(text)))
+
+
+def is_host_id(text: str) -> bool:
+    """Whether `text` is a UUID in its usual form, in capitals or not."""
+    try:
+        parse_host_id(text)
+    except ValueError:
+        return False
+    return True
