@@ -528,6 +528,7 @@ def test_two_collectors_agree_on_who_is_who(mariadb_site: Site) -> None:
     async def scenario() -> None:
         async with machine(c1, original) as first:
             await welcomed(first)
+            await first.report()  # until then the other collector knows of no life
             reporting = asyncio.create_task(first.keep_reporting())
             async with machine(c2, clone) as second:
                 refused = await second.greet()
