@@ -62,6 +62,7 @@ def understand(variables: Mapping[str, object]) -> Understood:
             value = _text(variables, name)
             if value:
                 said[setting] = _converted(setting, name, value)
+    # _converted gives each setting what its field takes, which a dictionary cannot say.
     found, ignored = [SshSettings(**said)], []  # type: ignore[arg-type]
     for name in _ARGUMENTS:
         for option in _options(name, _text(variables, name)):

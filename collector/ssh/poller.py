@@ -164,7 +164,7 @@ class SshPoller:
         try:
             trusted = TrustedKeys(policy.known_hosts, files)
         except ConfigError as error:
-            log.error("only the keys in the database are trusted", error=str(error))  # noqa: TRY400 - the admin's
+            log.error("only the keys in the database are trusted", error=str(error))  # noqa: TRY400 - the admin's file
             trusted = TrustedKeys(policy.known_hosts)
         self._links.dialer.trusted = trusted
         self._trust = trust

@@ -30,7 +30,7 @@ def load_conflicts(tx: Transaction, hosts: Sequence[int] | None = None) -> dict[
     if hosts is None:
         rows = tx.query(f"SELECT {_COLUMNS} FROM conflict")  # noqa: S608 - names of ours
     else:
-        rows = tx.query_in(f"SELECT {_COLUMNS} FROM conflict WHERE host IN (%s)", hosts)  # noqa: S608
+        rows = tx.query_in(f"SELECT {_COLUMNS} FROM conflict WHERE host IN (%s)", hosts)  # noqa: S608 - names of ours
     found: dict[int, list[ConflictRow]] = {}
     for row in sorted(map(_row, rows), key=lambda row: row.last_at, reverse=True):
         found.setdefault(row.host, []).append(row)
@@ -60,7 +60,7 @@ def end_conflicts(tx: Transaction, before: int) -> list[ConflictRow]:
     """Forget the machines that have not tried since that moment; those that nobody else forgot before."""
     rows = [
         _row(row)
-        for row in tx.query(f"SELECT {_COLUMNS} FROM conflict WHERE last_at < %s", (before,))  # noqa: S608
+        for row in tx.query(f"SELECT {_COLUMNS} FROM conflict WHERE last_at < %s", (before,))  # noqa: S608 - names of ours
     ]
     return [
         row

@@ -170,7 +170,7 @@ def remove_host(tx: Transaction, host: int) -> bool:
 def remove_unheard(tx: Transaction, hosts: Sequence[int]) -> set[int]:
     """Delete those of the hosts that never had a report; their numbers."""
     rows = tx.query_in(
-        f"SELECT host FROM host_seen WHERE received_at = 0 AND host IN (%s){tx.dialect.for_update}",  # noqa: S608
+        f"SELECT host FROM host_seen WHERE received_at = 0 AND host IN (%s){tx.dialect.for_update}",  # noqa: S608 - names of ours
         sorted(hosts),
     )
     unheard = [host for (host,) in rows]
@@ -184,7 +184,7 @@ def delete_named(tx: Transaction, table: str, rows: Sequence[tuple[int, str]]) -
     for host, name in rows:
         hosts_of.setdefault(name, []).append(host)
     for name, hosts in sorted(hosts_of.items()):
-        tx.execute_in(f"DELETE FROM {table} WHERE name = %s AND host IN (%s)", sorted(hosts), (name,))  # noqa: S608
+        tx.execute_in(f"DELETE FROM {table} WHERE name = %s AND host IN (%s)", sorted(hosts), (name,))  # noqa: S608 - names of ours
 
 
 def facts_hash(facts: Facts) -> bytes:

@@ -231,7 +231,7 @@ class MysqlDialect(Dialect):
         names = (*keys, *columns)
         updates = ", ".join(f"{column} = VALUES({column})" for column in columns)
         return (
-            f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(['%s'] * len(names))}) "  # noqa: S608
+            f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(['%s'] * len(names))}) "  # noqa: S608 - names of ours
             f"ON DUPLICATE KEY UPDATE {updates}"
         )
 

@@ -128,7 +128,7 @@ def _lock(tx: Transaction, hosts: tuple[int, ...]) -> dict[int, _Record]:
     found: dict[int, _Record] = {}
     for host in sorted(hosts):  # all who lock several go upwards
         rows = tx.query(
-            f"SELECT host_id, hostname, own_name, {_PLACE} FROM host WHERE id = %s{tx.dialect.for_update}",  # noqa: S608
+            f"SELECT host_id, hostname, own_name, {_PLACE} FROM host WHERE id = %s{tx.dialect.for_update}",  # noqa: S608 - names of ours
             (host,),
         )
         if not rows:
@@ -154,7 +154,7 @@ def _take_history(tx: Transaction, old: int, new: int) -> None:
     """For a record that never had a report: what is known of its machine is that of its present record."""
     for table in ("check_state", "host_fact", "host_latest"):
         tx.execute(f"DELETE FROM {table} WHERE host = %s", (old,))  # noqa: S608 - names of ours
-        tx.execute(f"UPDATE {table} SET host = %s WHERE host = %s", (old, new))  # noqa: S608
+        tx.execute(f"UPDATE {table} SET host = %s WHERE host = %s", (old, new))  # noqa: S608 - names of ours
     facts = tx.query("SELECT facts_hash FROM host WHERE id = %s", (new,))
     tx.execute("UPDATE host SET facts_hash = %s WHERE id = %s", (*facts[0], old))
 

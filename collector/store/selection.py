@@ -39,10 +39,10 @@ def within(wanted: Selection, host: str = "h.id") -> tuple[str, tuple[str, ...]]
     conditions, parameters = "", list(wanted.groups)
     if wanted.groups:
         placeholders = ", ".join(["%s"] * len(wanted.groups))
-        conditions = f" AND {host} IN (SELECT host FROM host_group WHERE name IN ({placeholders}))"  # noqa: S608
+        conditions = f" AND {host} IN (SELECT host FROM host_group WHERE name IN ({placeholders}))"  # noqa: S608 - names of ours
     for term in wanted.labels:
         with_content = "" if term.content is None else " AND content = %s"
-        conditions += f" AND {host} IN (SELECT host FROM host_label WHERE name = %s{with_content})"  # noqa: S608
+        conditions += f" AND {host} IN (SELECT host FROM host_label WHERE name = %s{with_content})"  # noqa: S608 - names of ours
         parameters += [term.name] if term.content is None else [term.name, term.content]
     return conditions, tuple(parameters)
 
@@ -52,7 +52,7 @@ def selected(tx: Transaction, hosts: Collection[int], wanted: Selection) -> list
     if wanted.is_all or not hosts:
         return list(hosts)
     conditions, parameters = within(wanted)
-    found = {host for (host,) in tx.query(f"SELECT h.id FROM host h WHERE 1 = 1{conditions}", parameters)}  # noqa: S608
+    found = {host for (host,) in tx.query(f"SELECT h.id FROM host h WHERE 1 = 1{conditions}", parameters)}  # noqa: S608 - names of ours
     return [host for host in hosts if host in found]
 
 
@@ -70,4 +70,4 @@ def unknown_labels(tx: Transaction, wanted: Selection) -> list[LabelTerm]:
 
 def _exists(tx: Transaction, term: LabelTerm) -> bool:
     conditions, parameters = within(Selection(labels=(term,)))
-    return bool(tx.query(f"SELECT 1 FROM host h WHERE 1 = 1{conditions} LIMIT 1", parameters))  # noqa: S608
+    return bool(tx.query(f"SELECT 1 FROM host h WHERE 1 = 1{conditions} LIMIT 1", parameters))  # noqa: S608 - names of ours

@@ -51,7 +51,7 @@ def take_shares(tx: Transaction, me: Poller, now: int) -> frozenset[int]:
     live = sorted(
         run for (run,) in tx.query("SELECT run FROM ssh_poller WHERE seen_at >= %s", (now - _GONE,))
     )
-    rows = tx.query(f"SELECT share, run, until FROM ssh_share ORDER BY share{tx.dialect.for_update}")  # noqa: S608
+    rows = tx.query(f"SELECT share, run, until FROM ssh_share ORDER BY share{tx.dialect.for_update}")  # noqa: S608 - names of ours
     # Of a number that does not divide evenly, the first pollers get one more.
     fair = SHARES // len(live) + (live.index(me.run) < SHARES % len(live))
     held = [share for share, run, _ in rows if run == me.run]
@@ -86,6 +86,6 @@ def _write(tx: Transaction, shares: Collection[int], collector: str, run: str, u
     if shares:
         placeholders = ", ".join(["%s"] * len(shares))
         tx.execute(
-            f"UPDATE ssh_share SET collector = %s, run = %s, until = %s WHERE share IN ({placeholders})",  # noqa: S608
+            f"UPDATE ssh_share SET collector = %s, run = %s, until = %s WHERE share IN ({placeholders})",  # noqa: S608 - names of ours
             (collector, run, until, *shares),
         )

@@ -74,7 +74,7 @@ def add_tokens(tx: Transaction, tokens: Sequence[NewToken]) -> None:
 
 def find_tokens(tx: Transaction, hashes: Sequence[bytes]) -> dict[bytes, StoredToken]:
     """The known tokens among these, whether they are still valid or not."""
-    rows = tx.query_in(f"SELECT {_COLUMNS} FROM enrolment_token WHERE hash IN (%s)", hashes)  # noqa: S608
+    rows = tx.query_in(f"SELECT {_COLUMNS} FROM enrolment_token WHERE hash IN (%s)", hashes)  # noqa: S608 - names of ours
     return {token.hash: token for token in map(_token, rows)}
 
 
@@ -92,7 +92,7 @@ def spend_token(tx: Transaction, token: StoredToken, now: int) -> bool:
 
 def list_tokens(tx: Transaction) -> list[StoredToken]:
     """Every token that is remembered, the latest last."""
-    rows = tx.query(f"SELECT {_COLUMNS} FROM enrolment_token")  # noqa: S608
+    rows = tx.query(f"SELECT {_COLUMNS} FROM enrolment_token")  # noqa: S608 - names of ours
     return sorted(map(_token, rows), key=lambda token: (token.created_at, token.number))
 
 
