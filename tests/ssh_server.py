@@ -34,6 +34,9 @@ MODES = (
 refuses the key, starts no command, stops in mid-output, prints without end, prints all and never closes, or prints
 something else."""
 
+_TURNS = 20
+"""Of the loop at the end: a connection that was just accepted, or aborted, needs several until it is closed."""
+
 
 class _Server(asyncssh.SSHServer):
     def __init__(self, owner: SshServer):
@@ -167,9 +170,10 @@ class SshServer:
         for server in servers:
             server.close()
             await server.wait_closed()
-        for conn in tuple(self.open):
-            conn.abort()
-        await asyncio.sleep(0)
+        for _ in range(_TURNS):
+            for conn in tuple(self.open):
+                conn.abort()
+            await asyncio.sleep(0)
 
     async def _misbehave(self, _: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
