@@ -10,6 +10,9 @@ from collector.store import reading
 from collector.store.reading import HostLine
 from collector.store.store import Transaction
 
+NO_SUCH_HOST = "no such host: not imported, and never enrolled"
+"""Why nothing is known of a machine of an inventory."""
+
 
 def find_host(tx: Transaction, name: str, *, exactly: bool = False) -> HostLine:
     """The one host with this hostname or UUID or, unless `exactly`, whose name starts so.

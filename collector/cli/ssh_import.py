@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ import msgspec
 from collector.cli import options
 from collector.cli.ansible_ssh import Refused, Understood, understand
 from collector.cli.change import ask, change, yes_option
-from collector.cli.find import describe
+from collector.cli.find import NO_SUCH_HOST, describe
 from collector.cli.inventory import Machine
 from collector.cli.inventory_file import read_inventory
 from collector.cli.output import Cell, Line, Page, Table, line, summary
@@ -39,7 +39,7 @@ _KEPT = ("interval", "timeout", "concurrency", "fallback")  # what an inventory 
 
 @dataclass(frozen=True)
 class Imported:
-    """What was done, or would be."""
+    """What was done, or would be; of the machines that are left out, why."""
 
     steps: list[Step]
     removed: list[HostLine]
@@ -57,10 +57,7 @@ class Imported:
         text = tally(self.steps, len(self.removed), is_dry_run=self.is_dry_run)
         page: list[Line | Table] = [summary(self.state, text)]
         cells = rows_of(self.steps, self.removed)
-        cells += [
-            (Cell(name, "strong"), Cell("left out"), Cell(f"ansible_connection is {connection}"))
-            for name, connection in self.left_out.items()
-        ]
+        cells += [(Cell(name, "strong"), Cell("left out"), Cell(why)) for name, why in self.left_out.items()]
         page.append(Table(("HOST", "WHAT", "CHANGES"), cells[:rows]))
         if self.untrusted:
             next_one = f"collector-cli ssh test {self.untrusted[0]}"
@@ -85,6 +82,9 @@ class Imported:
     metavar="NAME",
     help="Put all of them into this group, too; may be repeated.",
 )
+@click.option(
+    "--no-poll", is_flag=True, help="Only say how hosts are asked while their agents are silent; add none."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("--prune", is_flag=True, help="Remove the polled hosts that are not in the inventory.")
 @yes_option
@@ -95,6 +95,7 @@ def command(
     path: Path,
     groups: tuple[str, ...],
     *,
+    no_poll: bool,
     dry_run: bool,
     prune: bool,
     yes: bool,
@@ -108,6 +109,10 @@ def command(
     polled host is in the groups of the inventory and no others. Hosts that have an agent get settings
     only. Machines that Ansible does not reach over SSH are left out.
 
+    With --no-poll nobody becomes polled who is not, and groups stay as they are: also a host that was never
+    seen gets settings only, for when its agent should have come and did not. Machines that are no hosts yet
+    are left out.
+
     All of the machines, or none: a variable that is still a template, or makes no sense, is told, and
     nothing is changed.
 
@@ -115,19 +120,20 @@ def command(
     Examples:
       ansible-inventory --list | collector-cli ssh import - --dry-run
       ansible-inventory --list | collector-cli ssh import - --prune --yes
+      ansible-inventory --list | collector-cli ssh import - --no-poll
       collector-cli ssh import names.txt --group lab-3
 
     Exit codes: 0 done, or nothing to do; 3 nothing was done, and the message says why.
     """
     options.check_groups(groups)
+    if no_poll and groups:
+        raise click.UsageError("--group does not go with --no-poll, which leaves groups as they are")
     understood = _understand(read_inventory(path))
-    wanted = [
-        Wanted(name, partial(_settled, said.settings), _groups(name, machine, groups), only_groups=True)
-        for name, (machine, said) in understood.items()
-        if not said.other_connection
-    ]
+    wanted = _wanted(understood, groups, polls=not no_poll)
     left_out = {
-        name: said.other_connection for name, (_, said) in understood.items() if said.other_connection
+        name: f"ansible_connection is {said.other_connection}"
+        for name, (_, said) in understood.items()
+        if said.other_connection
     }
     site = session.loaded.config.ssh
     with session.store() as store:
@@ -155,7 +161,27 @@ def command(
             with store.transaction(write=False) as tx:
                 tell_of_trusted(tx, [host.hostname for host in surplus])
     _note_ignored(understood)
+    left_out |= dict.fromkeys(_unknown(wanted, steps), NO_SUCH_HOST)
     return session.answer(Imported(steps, surplus, left_out, new, dry_run), as_json=as_json)
+
+
+def _wanted(
+    understood: Mapping[str, tuple[Machine, Understood]], others: tuple[str, ...], *, polls: bool
+) -> list[Wanted]:
+    """What becomes of the machines that Ansible reaches over SSH; the others are left out."""
+    return [
+        Wanted(name, partial(_settled, said.settings), _groups(name, machine, others), only_groups=True)
+        if polls
+        else Wanted(name, partial(_settled, said.settings), (), polls=False)
+        for name, (machine, said) in understood.items()
+        if not said.other_connection
+    ]
+
+
+def _unknown(wanted: Sequence[Wanted], steps: Sequence[Step]) -> list[str]:
+    """The machines that no host stands for, and for which none was made."""
+    known = {step.called for step in steps}
+    return [one.name for one in wanted if one.name not in known]
 
 
 def _untrusted(tx: Transaction, steps: list[Step], site: Ssh) -> list[str]:

@@ -33,19 +33,25 @@ _UNUSUAL = "(){}<>=;&$`~^+"  # in no name that a network knows: what is called s
 class Wanted(NamedTuple):
     """A machine, how what is stored of it is to become, and its groups.
 
-    `only_groups`: a polled host is in no others.
+    `only_groups`: a polled host is in no others. Unless it `polls`, nobody becomes polled who is not: a machine
+    that no host stands for gets no step.
     """
 
     name: str
     settle: Callable[[SshSettings], SshSettings]
     groups: tuple[str, ...]
     only_groups: bool = False
+    polls: bool = True
 
 
 class Step(NamedTuple):
-    """What has to be done for one machine. `host` is None for one that becomes a record."""
+    """What has to be done for one machine. `host` is None for one that becomes a record.
+
+    `name` is what its record is called, `called` what it was when it was asked for.
+    """
 
     name: str
+    called: str
     host: HostLine | None
     host_id: str
     outcome: Outcome
@@ -58,7 +64,10 @@ class Step(NamedTuple):
 
 def plan(tx: Transaction, wanted: Sequence[Wanted], site: Ssh) -> list[Step]:
     """Compare what is wanted with what is stored. Raises CliError for a name that is no one host's."""
-    records = find_records(tx, (one.name for one in wanted), new_name_problem)
+    new = {one.name for one in wanted if one.polls}
+    records = find_records(
+        tx, (one.name for one in wanted), lambda name: new_name_problem(name) if name in new else ""
+    )
     numbers = sorted(record.host for record in records.values())
     lines = load_lines(tx, numbers)
     stored = {one.host: one for one in load_ssh_hosts(tx, numbers)}
@@ -69,7 +78,7 @@ def plan(tx: Transaction, wanted: Sequence[Wanted], site: Ssh) -> list[Step]:
         record = records.get(one.name)
         line = lines.get(record.host) if record is not None else None
         if line is None:
-            steps.append(_creation(one))
+            steps += [_creation(one)] if one.polls else []
         else:
             number = line.host
             its_groups = groups.get(number, ())
@@ -146,7 +155,16 @@ def _creation(wanted: Wanted) -> Step:
     settings = wanted.settle(SshSettings())
     said = (*all_of(settings), *(f"joins {group}" for group in wanted.groups))
     return Step(
-        wanted.name, None, str(uuid.uuid4()), Outcome.CREATED, settings, True, wanted.groups, (), said
+        wanted.name,
+        wanted.name,
+        None,
+        str(uuid.uuid4()),
+        Outcome.CREATED,
+        settings,
+        True,
+        wanted.groups,
+        (),
+        said,
     )
 
 
@@ -167,7 +185,7 @@ def _change(
 ) -> Step:
     before = stored.settings if stored is not None else SshSettings()
     settings = wanted.settle(before)
-    polled = line.agent_version in ("", POLLED)
+    polled = line.agent_version in ("", POLLED) if wanted.polls else was_polled
     # What an agent says of its groups is its own business.
     joins = tuple(group for group in wanted.groups if polled and group not in groups)
     leaves = tuple(group for group in groups if wanted.only_groups and polled and group not in wanted.groups)
@@ -181,7 +199,16 @@ def _change(
     differences += [f"joins {group}" for group in joins] + [f"leaves {group}" for group in leaves]
     outcome = Outcome.CHANGED if differences else Outcome.UNCHANGED
     return Step(
-        line.hostname, line, line.host_id, outcome, settings, polled, joins, leaves, tuple(differences)
+        line.hostname,
+        wanted.name,
+        line,
+        line.host_id,
+        outcome,
+        settings,
+        polled,
+        joins,
+        leaves,
+        tuple(differences),
     )
 
 

@@ -20,17 +20,21 @@ import pytest
 
 from collector.cli import ssh_plan, ssh_trust_hosts
 from collector.cli.ssh_offers import Offer, Verdict
+from collector.config import Ssh
 from collector.core.diagnosis import Diagnosis, DiagnosisKind
 from collector.core.ssh_settings import SshSettings
 from collector.ssh import probe
-from collector.ssh.target import Target
+from collector.ssh.target import Resolver, Target
 from collector.ssh.trust import Trusted
+from collector.store.collectors import load_listening
 from collector.store.diagnoses import Finding, save_findings
 from collector.store.hosts import find_hosts
 from collector.store.labels import save_labels
 from collector.store.ssh_hosts import (
     SshHost,
     load_group_settings,
+    load_polled_numbers,
+    load_silent_agents,
     load_ssh_hosts,
     load_version,
     save_ssh_host,
@@ -371,6 +375,71 @@ def test_a_list_of_names_on_standard_input(fleet: Fleet, cli: Cli, monkeypatch: 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"web-1\nweb-2 # spare\n")))
     assert cli("ssh", "import", "-").out.startswith("OK: 2 created")
     assert set(stored(fleet.store)) == {"web-1", "web-2"}
+
+
+def settings_only(path: Path, **variables: dict[str, Any]) -> str:
+    """An inventory of machines in the group `lab`."""
+    path.write_text(json.dumps({"_meta": {"hostvars": variables}, "lab": {"hosts": list(variables)}}))
+    return str(path)
+
+
+def test_only_how_hosts_are_asked_while_their_agents_are_silent(
+    fleet: Fleet, cli: Cli, tmp_path: Path
+) -> None:
+    fleet.add("expected", ago=None, agent_version="", groups=("own",))
+    fleet.add("agent", groups=("own",))
+    cli("ssh", "add", "polled", "--group", "own", "--interval", "1m")
+    named = settings_only(
+        tmp_path / "i.json",
+        **{
+            name: {"ansible_host": f"192.0.2.{number}"}
+            for number, name in enumerate(("EXPECTED", "agent", "polled", "unknown+machine"), 1)
+        },
+        here={"ansible_connection": "local"},
+    )
+    dry = cli("ssh", "import", "--no-poll", named, "--dry-run")
+    assert dry.out.startswith("OK: would be: 0 created, 3 changed, 0 unchanged\n")
+    assert set(stored(fleet.store)) == {"polled"}
+    ran = cli("ssh", "import", "--no-poll", named)
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith("OK: 0 created, 3 changed, 0 unchanged\n")
+    for name, why in (
+        ("unknown+machine", "no such host: not imported, and never enrolled"),
+        ("here", "ansible_connection is local"),
+    ):
+        assert re.search(rf"^{re.escape(name)} +left out +{why}$", ran.out, re.MULTILINE)
+    assert {name: (one.is_polled, one.settings, one.groups) for name, one in stored(fleet.store).items()} == {
+        "expected": (False, SshSettings(address="192.0.2.1"), ("own",)),
+        "agent": (False, SshSettings(address="192.0.2.2"), ("own",)),
+        "polled": (True, SshSettings(address="192.0.2.3", interval=60_000), ("own",)),
+    }
+    assert kinds(cli) == ["added polled"]
+    before = version(fleet.store)
+    again = cli("ssh", "import", "--no-poll", named, "--json").json
+    assert (sorted(again["unchanged"]), again["changed"]) == (["agent", "expected", "polled"], [])
+    assert sorted(again["left_out"]) == ["here", "unknown+machine"]
+    assert version(fleet.store) == before
+    ran = cli("ssh", "import", "--no-poll", named, "--group", "lab")
+    assert (ran.status, ran.out) == (3, "")
+    assert "--group does not go with --no-poll" in ran.err
+
+
+def test_a_host_that_never_came_is_asked_where_the_inventory_says(
+    fleet: Fleet, cli: Cli, tmp_path: Path
+) -> None:
+    named = settings_only(tmp_path / "i.json", **{"web-1": {"ansible_host": "192.0.2.1", "ansible_port": 23}})
+    cli("hosts", "import", named)
+    cli("ssh", "import", "--no-poll", named)
+    [host] = cli("hosts", "--json").json["hosts"]
+    assert (host["presence"], host["source"], host["groups"]) == ("never_seen", "agent", ["lab"])
+    with fleet.store.transaction(write=False) as tx:
+        [silent] = load_silent_agents(tx, load_listening(tx), fleet.now + MINUTE)
+        assert load_polled_numbers(tx) == frozenset()
+    assert silent.is_configured
+    target = Resolver(Ssh()).target(silent.ssh, {})
+    assert (target.name, target.address, target.port) == ("web-1", "192.0.2.1", 23)
+    # Whoever wants it polled after all says so.
+    assert "web-1  changed  is polled from now on\n" in cli("ssh", "import", named).out
 
 
 def test_pruning(fleet: Fleet, cli: Cli, inventory: Path) -> None:
@@ -837,6 +906,22 @@ def test_lines_of_files_and_authorities(fleet: Fleet, cli: Cli, tmp_path: Path) 
     assert "no key of web-1 is trusted" in cli("ssh", "trust", "--forget", "web-1").err
     assert cli("ssh", "trust", "--ca", str(path)).status == 3
     assert cli("ssh", "trust", "--known-hosts", str(tmp_path / "none")).status == 3
+
+
+def test_the_keys_in_a_file_replace_those_of_the_same_names(fleet: Fleet, cli: Cli, tmp_path: Path) -> None:
+    old, new, ca = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(3))
+    kept = [f"@cert-authority web-1 {public(ca)}", f"web-* {public(old)}", f"web-2 {public(old)}"]
+    with fleet.store.transaction() as tx:
+        add_known_hosts(tx, [f"web-1,192.0.2.7 {public(old)}", *kept], 1)
+    path = tmp_path / "known_hosts"
+    path.write_text(f"web-1 {public(new)}\n")
+    trust = ("ssh", "trust", "--known-hosts", str(path), "--replace")
+    assert cli(*trust).out == "1 key trusted from now on, 0 trusted already, 1 forgotten\n"
+    expected = [*kept, f"192.0.2.7 {public(old)}", f"web-1 {public(new)}"]
+    assert sorted(lines(fleet.store)) == sorted(expected)
+    before = version(fleet.store)
+    assert cli(*trust, "--json").json == {"added": 0, "known": 1, "forgotten": 0}
+    assert version(fleet.store) == before
 
 
 def test_a_hashed_line_is_forgotten_by_its_name(fleet: Fleet, cli: Cli) -> None:
