@@ -6,8 +6,9 @@ SECONDS ?=
 MINUTES ?= 30
 # How many machines the lab has.
 N ?= 3
-# One test process per core, a file's tests in the same one, in the order that tests/conftest.py gives.
-PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
+# Two test processes more than cores, for tests mostly wait; a file's tests in the same one, in the order that
+# tests/conftest.py gives.
+PYTEST_ARGS ?= -n $(shell echo $$(($$(nproc) + 2))) --dist loadfile --no-loadscope-reorder
 
 export PYTHON
 .DEFAULT_GOAL := help

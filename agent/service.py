@@ -125,12 +125,14 @@ def _open_spool(config: AgentConfig) -> DiskSpool | MemorySpool:
 
 
 async def _serve(config: AgentConfig, speaker: _Speaker, spool: DiskSpool | MemorySpool) -> None:
+    notifier = Notifier()
     delivery = Delivery(
         speaker.collector,
         spool,
         _hello(config, speaker),
         Timeouts(ack=config.ack_deadline),
         credentials=speaker.credentials,
+        on_acked=_FirstAck(notifier, speaker.collector),
     )
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -169,12 +171,11 @@ async def _serve(config: AgentConfig, speaker: _Speaker, spool: DiskSpool | Memo
         config.interval,
         spool.pending(),
     )
-    notifier = Notifier()
     delivering = asyncio.create_task(delivery.run())
     living = asyncio.create_task(notifier.keep_alive())
     rounds.start()
     inventory.start()
-    notifier.tell(systemd.READY, systemd.status(f"reports to {speaker.collector}"))
+    notifier.tell(systemd.READY, systemd.status(f"reports to {speaker.collector}, none acknowledged yet"))
     try:
         await _until_stopped(stop, delivering)
     finally:
@@ -187,6 +188,20 @@ async def _serve(config: AgentConfig, speaker: _Speaker, spool: DiskSpool | Memo
             log.warning("the round in progress hangs and is left behind")
         delivering.cancel()
         await asyncio.gather(delivering, return_exceptions=True)
+
+
+class _FirstAck:
+    """Tells systemd once that reports arrive: what rolls out a new version waits for the text."""
+
+    def __init__(self, notifier: Notifier, collector: str):
+        self._notifier = notifier
+        self._collector = collector
+        self._told = False
+
+    def __call__(self, seq: int) -> None:
+        if not self._told:
+            self._told = True
+            self._notifier.tell(systemd.status(f"reports to {self._collector}, acknowledged"))
 
 
 async def _until_stopped(stop: asyncio.Event, delivering: asyncio.Task[None]) -> None:

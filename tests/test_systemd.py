@@ -97,4 +97,8 @@ def test_the_collector_says_when_it_listens_lives_and_ends(sqlite_site: Site, ma
 def test_the_agent_says_when_it_runs_lives_and_ends(sqlite_site: Site, manager: Manager) -> None:
     sqlite_site.collector()
     values = {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "300000", **sqlite_site.agent_environ("one")}
-    expect_a_life(manager, sqlite_site.start("one", [str(PROGRAMS / "fleet-agent"), "run"], values))
+    agent = sqlite_site.start("one", [str(PROGRAMS / "fleet-agent"), "run"], values)
+    acknowledged = f"STATUS=reports to {sqlite_site.address}, acknowledged"
+    wait_until(lambda: acknowledged in manager.heard, what="the first report's acknowledgement")
+    assert manager.heard.index(READY) < manager.heard.index(acknowledged)
+    expect_a_life(manager, agent)

@@ -98,8 +98,8 @@ def command(
         )
     if not all((*names, *groups, *forget)):
         raise click.UsageError("a name is empty")
-    if replace and not is_asking:
-        raise click.UsageError("--replace goes with HOST, --group or --label")
+    if replace and not is_asking and known_hosts is None:
+        raise click.UsageError("--replace goes with HOST, --group, --label and --known-hosts")
     if fingerprint is not None and len(names) != 1:
         raise click.UsageError("--fingerprint is of one HOST")
     if pattern is not None and ca is None:
@@ -110,7 +110,7 @@ def command(
         )
         return ssh_trust_hosts.trust_hosts(session, wanted, as_json=as_json)
     if known_hosts is not None:
-        return ssh_trust_lines.take_file(session, known_hosts, as_json=as_json)
+        return ssh_trust_lines.take_file(session, known_hosts, replace=replace, as_json=as_json)
     if ca is not None:
         return ssh_trust_lines.take_authority(
             session, ca, "*" if pattern is None else pattern, as_json=as_json

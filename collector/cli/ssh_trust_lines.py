@@ -24,14 +24,17 @@ _KINDS = {"": "host", "cert-authority": "ca", "revoked": "revoked"}
 Parsed = TypeVar("Parsed")
 
 
-def take_file(session: Session, path: Path, *, as_json: bool) -> int:
-    """Trust the keys in a known_hosts file. Lines that make no sense are told and left out, as ssh does."""
+def take_file(session: Session, path: Path, *, replace: bool, as_json: bool) -> int:
+    """Trust the keys in a known_hosts file. Lines that make no sense are told and left out, as ssh does.
+
+    `replace`: of the names in it, trust no other keys. A stored line whose names are hashed or patterns stays.
+    """
     lines, wrong = _parse(_read(path), parse_line)
     if wrong:
         complain(f"{path}: {count(len(wrong), 'line')} left out: {listed(wrong, 5)}")
     if not lines:
         raise CliError(f"{path}: holds no key of a host")
-    return _take(session, lines, as_json=as_json)
+    return _take(session, lines, replace=replace, as_json=as_json)
 
 
 def take_authority(session: Session, path: Path, pattern: str, *, as_json: bool) -> int:
@@ -102,24 +105,42 @@ def line_json(known: KnownLine) -> dict[str, object]:
     }
 
 
-def _take(session: Session, lines: Sequence[KnownLine], *, as_json: bool) -> int:
+def _take(session: Session, lines: Sequence[KnownLine], *, as_json: bool, replace: bool = False) -> int:
     texts = list(dict.fromkeys(known.text for known in lines))
 
-    def write(tx: Transaction, now: int) -> int:
+    def write(tx: Transaction, now: int) -> tuple[int, int]:
+        gone = _forget_others(tx, lines, now) if replace else 0
         added = add_known_hosts(tx, texts, now)
-        if added:
+        if added or gone:
             note_change(tx)
-        return added
+        return added, gone
 
     with session.store() as store:
-        added = change(store, write)
+        added, gone = change(store, write)
     if as_json:
-        session.show_json({"added": added, "known": len(texts) - added})
+        session.show_json({"added": added, "known": len(texts) - added, "forgotten": gone})
     else:
-        session.show_line(
-            line(f"{count(added, 'key')} trusted from now on, {len(texts) - added} trusted already")
-        )
+        text = f"{count(added, 'key')} trusted from now on, {len(texts) - added} trusted already"
+        session.show_line(line(text + (f", {gone} forgotten" if gone else "")))
     return State.OK.value
+
+
+def _forget_others(tx: Transaction, lines: Sequence[KnownLine], now: int) -> int:
+    """Forget the keys that are trusted of the same names and are not among these; how many."""
+    texts = {known.text for known in lines}
+    renewed = {name for known in lines if not known.marker for name in known.names.split(",")}
+    old, rest = [], []
+    for known in load_lines(tx):
+        names = known.names.split(",")
+        if known.marker or known.text in texts or renewed.isdisjoint(names):
+            continue
+        old.append(known.text)
+        if others := [name for name in names if name not in renewed]:
+            rest.append(known._replace(names=",".join(others)).text)
+    if old:
+        forget_known_hosts(tx, old)
+        add_known_hosts(tx, rest, now)
+    return len(old)
 
 
 def _parse(texts: Iterable[str], parse: Callable[[str], Parsed | None]) -> tuple[list[Parsed], list[str]]:

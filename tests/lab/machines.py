@@ -14,6 +14,7 @@ another one end it: `make lab N=5`, `make lab-down`.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -81,10 +82,12 @@ class Lab:
     """Some machines and the hub between them. As a context manager it is gone afterwards.
 
     `machines` is how many there are: h1, h2 and so on. Without it, those that another process has started.
+    `is_bare`: they have nothing of ours, and see nothing of the checkout.
     """
 
-    def __init__(self, machines: int = 0, *, name: str = ""):
+    def __init__(self, machines: int = 0, *, name: str = "", is_bare: bool = False):
         self.name = name or f"{NAME}-{os.getpid()}"
+        self.is_bare = is_bare
         self.folder = _LABS / self.name
         self.client_key = self.folder / "client_key"
         """An ed25519 key, mode 0600, for USER and root of every machine."""
@@ -304,7 +307,7 @@ class Machine:
             *("unshare", "--mount", "--propagation", "private", "sh", _HERE / "machine.sh"),
             *(_ROOTFS, self.folder, f"{self._lab.name}-{self.name}", self.name, self.namespace),
             " ".join(map(str, self._group.folders)),
-            *(f"--bind-ro={path}:{path}:norbind" for path in _shared_folders()),
+            *(f"--bind-ro={path}:{path}:norbind" for path in _shared_folders() if not self._lab.is_bare),
         ]
         environ = {name: os.environ[name] for name in ("HOME", "LANG") if name in os.environ}
         with (self.folder / "console").open("ab") as console:
@@ -335,6 +338,8 @@ class Machine:
             for path in (folder.parent, folder, folder / "authorized_keys"):
                 os.chown(path, uid, uid)
             folder.chmod(0o700)
+        if self._lab.is_bare:
+            return
         (self._folder("usr/local/bin") / "fleet-agent").symlink_to(_program("fleet-agent"))
         unit = self._folder("etc/systemd/system") / UNIT
         unit.write_text(_AGENT_UNIT.format(program=_program("fleet-agent")))
@@ -393,11 +398,18 @@ class Machine:
 
 
 def make_rootfs() -> None:
-    """Make the root filesystem of all machines, once."""
-    if not _ROOTFS.is_dir():
+    """Make the root filesystem of all machines, once; again when it is to be another one."""
+    script = _HERE / "rootfs.sh"
+    made_by = _ROOTFS.with_suffix(".made-by")
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    # Several test processes may want it at once.
+    with _ROOTFS.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if made_by.exists() and made_by.read_bytes() == script.read_bytes() and _ROOTFS.is_dir():
+            return
         print("lab: making the root filesystem, which takes a minute", file=sys.stderr)  # noqa: T201
-        _FOLDER.mkdir(parents=True, exist_ok=True)
-        run("sh", str(_HERE / "rootfs.sh"), str(_ROOTFS), timeout=900)
+        run("sh", str(script), str(_ROOTFS), timeout=900)
+        made_by.write_bytes(script.read_bytes())
 
 
 def remove_leftovers() -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Make the root filesystem that all machines of the lab share, once: a minute, 350 MB, as root.
+# Make the root filesystem that all machines of the lab share, once: a minute, 400 MB, as root.
 #
 #   tests/lab/rootfs.sh FOLDER
 set -eu
@@ -24,7 +24,21 @@ fi
 # Each machine has its own name, keys and machine-id, made when it is set up.
 rm -f "$half"/etc/ssh/ssh_host_* "$half/etc/hostname" "$half/var/lib/dbus/machine-id"
 : >"$half/etc/machine-id"
+
+# What a machine may be told to install: it reaches no registry, so the packages are in a folder of its own.
+packages=$half/srv/packages
+mkdir -p "$packages/partial"
+chroot "$half" apt-get -qq update >>"$log" 2>&1
+chroot "$half" apt-get -qq install --yes --no-install-recommends --download-only -o Dir::Cache::archives=/srv/packages \
+    mariadb-server libmariadb3 python3-apt </dev/null >>"$log" 2>&1
+for deb in "$packages"/*.deb; do
+    dpkg-deb --field "$deb"
+    printf 'Filename: ./%s\nSize: %s\nSHA256: %s\n\n' "$(basename "$deb")" "$(stat -c %s "$deb")" \
+        "$(sha256sum "$deb" | cut -d' ' -f1)"
+done >"$packages/Packages"
+echo 'deb [trusted=yes] file:/srv/packages ./' >"$half/etc/apt/sources.list"
 rm -rf "$half"/var/cache/apt/archives/*.deb "$half"/var/lib/apt/lists/*
+chroot "$half" apt-get -qq update >>"$log" 2>&1
 
 chroot "$half" useradd --create-home --shell /bin/bash --groups systemd-journal,sudo fleetpulse
 echo 'fleetpulse ALL=(ALL) NOPASSWD: ALL' >"$half/etc/sudoers.d/fleetpulse"
