@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from collector.cli.change import change
@@ -34,39 +36,49 @@ class Wanted(NamedTuple):
     again: bool
 
 
-class Done(NamedTuple):
+class Issued(NamedTuple):
     """The machines, by what was done for them: they got a token, have one already, or need none.
 
-    `spent` are those of the last whose token cannot be used any more; its file is gone.
+    `spent` are those of the last that have a token which cannot be used any more.
     """
 
-    created: list[str]
+    created: dict[str, str]
     kept: list[str]
     enrolled: list[str]
     spent: list[str]
 
 
-def create_for_inventory(store: Store, wanted: Wanted, folder: TokenFolder) -> Done:
-    """Write a token for each machine that needs one into the folder. Raises CliError, StoreError.
+def issue(store: Store, wanted: Wanted, there: Mapping[str, str] = MappingProxyType({})) -> Issued:
+    """Make a token for each machine that needs one; `there` are the tokens that machines have already.
+
+    Raises CliError, StoreError.
+    """
+    fresh = {name: make_token() for name in wanted.machines}
+    return change(store, lambda tx, now: _issue(tx, now, wanted, there, fresh))
+
+
+def issue_into(folder: TokenFolder, store: Store, wanted: Wanted) -> Issued:
+    """The same with the tokens in files. Raises CliError, StoreError.
 
     The database knows the tokens before the files are there: what is cut short is made anew by the next run.
     """
     there = {name: token for name in wanted.machines if (token := folder.read(name))}
-    fresh = {name: make_token() for name in wanted.machines}
-    done = change(store, lambda tx, now: _write(tx, now, wanted, there, fresh))
-    for name in done.created:
-        folder.write(name, fresh[name])
-    for name in done.spent:
+    issued = issue(store, wanted, there)
+    for name, token in issued.created.items():
+        folder.write(name, token)
+    for name in issued.spent:
         folder.remove(name)
-    return done
+    return issued
 
 
-def _write(tx: Transaction, now: int, wanted: Wanted, there: dict[str, str], fresh: dict[str, str]) -> Done:
+def _issue(
+    tx: Transaction, now: int, wanted: Wanted, there: Mapping[str, str], fresh: Mapping[str, str]
+) -> Issued:
     known = load_known_names(tx)
     # Certificates follow the clocks of those who check them.
     certified = load_certified(tx, time.time_ns() // 1_000_000)
     tokens = find_tokens(tx, [hash_token(text) for text in there.values()])
-    done = Done([], [], [], [])
+    issued = Issued({}, [], [], [])
     replaced: list[int] = []
     added: list[NewToken] = []
     named: dict[int, str] = {}  # by record
@@ -82,9 +94,9 @@ def _write(tx: Transaction, now: int, wanted: Wanted, there: dict[str, str], fre
             )
         stored = tokens.get(hash_token(there[name])) if name in there else None
         if record is not None and record.host in certified and not wanted.again:
-            done.enrolled.append(name)
+            issued.enrolled.append(name)
             if name in there and (stored is None or not stored.is_valid(now)):
-                done.spent.append(name)
+                issued.spent.append(name)
             continue
         groups = tuple(dict.fromkeys((*own_groups, *wanted.groups)))
         if (
@@ -92,16 +104,16 @@ def _write(tx: Transaction, now: int, wanted: Wanted, there: dict[str, str], fre
             and not wanted.again
             and _still_good(stored, name, record, groups, wanted.ttl, now)
         ):
-            done.kept.append(name)
+            issued.kept.append(name)
             continue
         if stored is not None:
             replaced.append(stored.number)
         host = record.host if record else None
         added.append(NewToken(hash_token(fresh[name]), name, host, groups, 1, now, now + wanted.ttl))
-        done.created.append(name)
+        issued.created[name] = fresh[name]
     delete_tokens(tx, replaced)
     add_tokens(tx, added)
-    return done
+    return issued
 
 
 def _still_good(

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import click
 
-from collector.cli import options
-from collector.cli.bulk import Wanted, create_for_inventory
+from collector.cli import options, token_inventory
+from collector.cli.bulk import Wanted
 from collector.cli.change import change
 from collector.cli.inventory_file import read_names
 from collector.cli.invitation import invitation
-from collector.cli.output import Cell, Table, line, summary
+from collector.cli.output import line
 from collector.cli.session import CliError, Session
-from collector.cli.token_files import TokenFolder
 from collector.cli.token_page import as_json_of, explain, listing
 from collector.core.render import count
 from collector.identity.tokens import hash_token, make_token
@@ -68,9 +67,9 @@ def command() -> None:
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False, allow_dash=True),
     metavar="DIR",
-    help="With --inventory: write the tokens to DIR/NAME.token.",
+    help="With --inventory: write the tokens to DIR/NAME.token; - prints them as JSON.",
 )
 @click.option(
     "--again", is_flag=True, help="With --inventory: new tokens for all, also for hosts that are enrolled."
@@ -100,12 +99,16 @@ def create(
     certificate get no token, and tokens in DIR that are still good stay. Those of enrolled hosts that
     cannot be used any more are removed.
 
+    With --output - nothing is written to disk: the tokens are printed, as one line of JSON, for a program
+    that passes them on. Tokens that were made before stay good.
+
     \b
     Examples:
       collector-cli token create
       collector-cli token create --host web-17 --group web --ttl 10m
       collector-cli token create --uses 40 --ttl 8h --group lab-3 > lab-3.token
       ansible-inventory --list | collector-cli token create --inventory - --output tokens
+      collector-cli token create --inventory names.txt --ttl 10m --output - | jq -r '.tokens["web-17"]'
 
     Exit codes: 0 made; 3 not, and the message says why.
     """
@@ -118,9 +121,11 @@ def create(
                 "--inventory does not go with --host and --uses: each machine gets a token of its own"
             )
         if output is None:
-            raise click.UsageError("--inventory needs --output DIR")
+            raise click.UsageError("--inventory needs --output DIR, or - for standard output")
         wanted = Wanted(read_names(inventory), groups, ttl or _INVENTORY_TTL, again)
-        return _create_many(session, wanted, output, as_json=as_json)
+        if str(output) == "-":
+            return token_inventory.print_tokens(session, wanted)
+        return token_inventory.write_tokens(session, wanted, output, as_json=as_json)
     if output is not None or again:
         raise click.UsageError("--output and --again go with --inventory")
     return _create_one(session, hostname, groups, ttl or _TTL, uses or 1, as_json=as_json)
@@ -225,30 +230,3 @@ def _target(known: KnownNames, hostname: str) -> tuple[int | None, str]:
     if record.host_id == hostname.lower():
         return record.host, record.own_name or record.hostname
     return record.host, hostname
-
-
-def _create_many(session: Session, wanted: Wanted, output: Path, *, as_json: bool) -> int:
-    folder = TokenFolder(output)
-    with session.store() as store:
-        done = create_for_inventory(store, wanted, folder)
-    if as_json:
-        invited = invitation(session.loaded.config)
-        session.show_json(
-            {
-                "created": done.created,
-                "kept": done.kept,
-                "enrolled": done.enrolled,
-                "collector": invited.collector or None,
-                "ca_fingerprint": invited.fingerprint or None,
-            }
-        )
-        return State.OK.value
-    made, kept, enrolled = map(len, done[:3])
-    text = f"{count(made, 'token')} made, {kept} still good, {count(enrolled, 'host')} enrolled already"
-    rows = [
-        (Cell(name, "strong"), Cell(what), Cell("-" if what == "enrolled" else str(folder.path(name))))
-        for what, names in (("created", done.created), ("kept", done.kept), ("enrolled", done.enrolled))
-        for name in names
-    ]
-    session.show([summary(State.OK, text), Table(("HOST", "TOKEN", "FILE"), rows)])
-    return State.OK.value

@@ -17,10 +17,13 @@ def environment(url: str | None, **extra: str) -> dict[str, str]:
     return {**inherited, **chosen, "TZ": "UTC", **extra}
 
 
-def run_cli(url: str | None, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+def run_cli(
+    url: str | None, *arguments: str, cwd: Path | None = None, **extra: str
+) -> subprocess.CompletedProcess[str]:
     """Run to the end; `extra` is added to the environment."""
     return subprocess.run(
         [SCRIPT, *arguments],
+        cwd=cwd,
         env=environment(url, **extra),
         stdin=subprocess.DEVNULL,
         capture_output=True,

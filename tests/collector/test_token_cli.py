@@ -7,12 +7,14 @@ import os
 import pty
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from collector.cli.bulk import Wanted, issue
 from collector.cli.inventory import InventoryError, parse_inventory
 from collector.config import Identity
 from collector.identity.tokens import hash_token, is_token
@@ -173,6 +175,8 @@ def test_a_token_for_a_known_host_is_bound_to_its_record(sqlite_store: Store, sq
         (["--group", "g" * 256], "1 to 255 characters"),
         (["--again"], "go with --inventory"),
         (["--inventory", "x"], "needs --output"),
+        (["--output", "-"], "go with --inventory"),
+        (["--inventory", "/none/such", "--output", "-"], "cannot read /none/such"),
         (["--inventory", "x", "--output", "y", "--uses", "2"], "does not go with"),
         (["--inventory", "/none/such", "--output", "y"], "cannot read /none/such"),
     ],
@@ -227,6 +231,61 @@ def test_an_inventory_gets_its_tokens_once(site: EnrolmentSite, sqlite_url: str,
     assert files["web-1.token"].exists(), "it was not used yet"
     assert files["web-3.token"].read_text() != before
     assert hash_token(before.strip()) not in {token.hash for token in tokens(site.store)}
+
+
+def test_a_program_gets_the_tokens_of_an_inventory(
+    site: EnrolmentSite, sqlite_url: str, tmp_path: Path
+) -> None:
+    inventory = tmp_path / "machines"
+    inventory.write_text("web-1\nweb-2\n")
+    settings = {
+        "FLEETPULSE_IDENTITY_DIR": str(site.keyring.places.folder),
+        "FLEETPULSE_LISTEN": "192.0.2.1:18443",
+    }
+    before = {path for path in tmp_path.rglob("*") if path.name.partition("-")[0] != "fleet.db"}
+
+    def printed(*more: str, **changed: str) -> Any:
+        options = ("--inventory", str(inventory), "--output", "-", *more)
+        done = run_cli(sqlite_url, "token", "create", *options, cwd=tmp_path, **settings | changed)
+        assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+        return json.loads(done.stdout)
+
+    first = printed("--group", "lab", "--ttl", "10m")
+    assert list(first) == ["tokens", "enrolled", "collector", "enroll_port", "ca_fingerprint"]
+    assert list(first["tokens"]) == ["web-1", "web-2"]
+    assert (first["enrolled"], first["collector"], first["enroll_port"]) == ([], "192.0.2.1:18443", None)
+    assert first["ca_fingerprint"] == site.keyring.current.server_issuer_fingerprint.hex()
+    made = {token.hash: token for token in tokens(site.store)}
+    assert {(made[hash_token(text)].hostname, name) for name, text in first["tokens"].items()} == {
+        ("web-1", "web-1"),
+        ("web-2", "web-2"),
+    }
+    assert {(one.groups, one.uses, one.expires_at - one.created_at) for one in made.values()} == {
+        (("lab",), 1, 600_000)
+    }
+    site.enroll(application(first["tokens"]["web-1"], hostname="web-1"))
+
+    second = printed("--json", FLEETPULSE_IDENTITY_ENROLL_LISTEN="192.0.2.1:4711")
+    assert (list(second["tokens"]), second["enrolled"]) == (["web-2"], ["web-1"])
+    assert second["enroll_port"] == 4711
+    assert second["tokens"]["web-2"] != first["tokens"]["web-2"]
+    third = printed("--again", FLEETPULSE_TLS="off", FLEETPULSE_LISTEN="127.0.0.1:18443")
+    assert (list(third["tokens"]), third["enrolled"]) == (["web-1", "web-2"], [])
+    assert (third["collector"], third["ca_fingerprint"]) == (None, None)
+    after = {path for path in tmp_path.rglob("*") if path.name.partition("-")[0] != "fleet.db"}
+    assert after == before, "nothing was written"
+
+
+def test_a_thousand_tokens_take_no_time(sqlite_store: Store) -> None:
+    fleet = Fleet(sqlite_store)
+    machines = {f"host-{number:04}": ("lab",) for number in range(1_000)}
+    with sqlite_store.transaction() as tx:
+        add_hosts(tx, [record(name) for name in list(machines)[:500]], fleet.now)
+    began = time.process_time()
+    issued = issue(sqlite_store, Wanted(machines, ("more",), 60_000, again=False))
+    assert time.process_time() - began < 1  # second; it takes a hundredth
+    assert list(issued.created) == list(machines)
+    assert sum(token.host is not None for token in tokens(sqlite_store)) == 500
 
 
 def test_one_host_under_two_names_gets_no_two_tokens(
