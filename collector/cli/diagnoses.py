@@ -35,9 +35,9 @@ def source(found: StoredDiagnosis | None, *, polled: bool) -> str:
     return "ssh" if polled or (found is not None and found.health_at) else "agent"
 
 
-def kinds(found: Iterable[StoredDiagnosis]) -> str:
+def kinds(found: Iterable[str]) -> str:
     """For a summary: " (2 host dead; 1 agent dead, host up)", the most frequent first; empty for none."""
-    counts = Counter(one.kind.value for one in found)
+    counts = Counter(found)
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return f" ({'; '.join(f'{number} {kind}' for kind, number in ordered)})" if ordered else ""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import click
 
-from collector.cli import hosts_import, options
+from collector.cli import hosts_await, hosts_import, options
 from collector.cli.diagnoses import find_current, source
 from collector.cli.output import Cell, Line, Page, Table, line, state_cell
 from collector.cli.session import Session, select
@@ -179,7 +179,7 @@ def list_hosts(
     "hosts",
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    subcommand_metavar="[import FILE]",
+    subcommand_metavar="[import FILE | await FILE]",
 )
 @options.group_option
 @options.label_option
@@ -214,7 +214,8 @@ def command(
 ) -> int:
     """List every host: its presence, its worst check, when it was heard, its address and version.
 
-    Or, with import, say which hosts there should be: see collector-cli hosts import --help.
+    Or, with import, say which hosts there should be, and with await, wait until they report: see
+    collector-cli hosts import --help and collector-cli hosts await --help.
 
     The state is that of the last report, also of a host that has gone silent since. SOURCE is where
     it comes from: ssh for a machine without an agent, and while SSH is asked because the agent is silent.
@@ -255,3 +256,4 @@ def _refuse_options(ctx: click.Context) -> None:
 
 
 command.add_command(hosts_import.command)
+command.add_command(hosts_await.command)

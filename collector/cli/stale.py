@@ -29,7 +29,7 @@ from fleetpulse.model import State
 
 _ORDER = (Presence.STALE, Presence.UNKNOWN, Presence.NEVER_SEEN)
 _SITE = Ssh()
-_STYLES = {Presence.STALE: "critical", Presence.UNKNOWN: "warning", Presence.NEVER_SEEN: "warning"}
+STYLES = {Presence.STALE: "critical", Presence.UNKNOWN: "warning", Presence.NEVER_SEEN: "warning"}
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,14 @@ class SilentHosts:
         }
 
     def _named(self, hosts: Sequence[HostLine]) -> str:
-        found = (self.counted[host.host] for host in hosts if host.host in self.counted)
+        found = (self.counted[host.host].kind.value for host in hosts if host.host in self.counted)
         return listed([host.hostname for host in hosts]) + kinds(found)
 
     def _row(self, host: HostLine, presence: Presence) -> tuple[Cell, ...]:
         found = self.diagnoses.get(host.host)
         return (
             Cell(host.hostname, "strong"),
-            Cell(presence.value, _STYLES[presence]),
+            Cell(presence.value, STYLES[presence]),
             Cell(duration(self.listening.now - host.silent_since)),
             Cell(local(host.silent_since), "dim"),
             state_cell(self._last_state(host)),

@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from collector.core.render import listed
+from collector.core.silence import Presence, presence
+from collector.core.status import Silence
+from collector.store.collectors import Listening
 from collector.store.errors import StoreConflict
 from collector.store.store import Transaction
 
 _RECORDS = (
     "SELECT h.id, h.host_id, h.hostname, h.own_name, h.machine_id, h.hardware_id, h.address, h.ttl_ms, "
-    "s.received_at FROM host h JOIN host_seen s ON s.host = h.id"
+    "s.received_at, s.silence FROM host h JOIN host_seen s ON s.host = h.id"
 )
 
 
 class KnownRecord(NamedTuple):
     """A record, as far as it matters for who may enrol as it. Times and durations in milliseconds.
 
-    `own_name` is what the machine calls itself, if the record is called something else.
+    `own_name` is what the machine calls itself, if the record is called something else; `silence` a `Silence`.
     """
 
     host: int
@@ -30,6 +33,12 @@ class KnownRecord(NamedTuple):
     address: str
     ttl: int
     received_at: int
+    silence: int
+
+    def presence(self, listening: Listening) -> Presence:
+        """Whether its host is silent."""
+        silence = Silence(self.silence)
+        return presence(self.received_at, self.ttl, silence, listening.now, listening.since)
 
     def is_alive(self, now: int) -> bool:
         """Whether it has reported within its time-to-live."""

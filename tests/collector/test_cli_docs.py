@@ -101,22 +101,25 @@ def shape(value: object) -> object:
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "place", "arguments"),
     [
-        ("stale", ["stale"]),
-        ("status", ["status"]),
-        ("hosts", ["hosts", "--limit", "1"]),
-        ("show", ["show", "one", "--events", "0"]),
-        ("events", ["events"]),
-        ("ssh", ["ssh", "list"]),
-        ("token", ["token", "create"]),
-        ("ca", ["ca", "show"]),
-        ("db", ["db", "check"]),
-        ("doctor", ["doctor"]),
+        ("stale", 0, ["stale"]),
+        ("status", 0, ["status"]),
+        ("hosts", 0, ["hosts", "--limit", "1"]),
+        ("hosts", 1, ["hosts", "await", "NAMES", "--timeout", "0s"]),
+        ("show", 0, ["show", "one", "--events", "0"]),
+        ("events", 0, ["events"]),
+        ("ssh", 0, ["ssh", "list"]),
+        ("token", 0, ["token", "create"]),
+        ("token", 1, ["token", "create", "--inventory", "NAMES", "--output", "-"]),
+        ("ca", 0, ["ca", "show"]),
+        ("db", 0, ["db", "check"]),
+        ("doctor", 0, ["doctor"]),
     ],
 )
 def test_json_has_the_documented_shape(
     name: str,
+    place: int,
     arguments: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -154,10 +157,11 @@ def test_json_has_the_documented_shape(
     if name == "ca":
         run_command(["ca", "init"])
         capsys.readouterr()
+    (tmp_path / "NAMES").write_text("one\nweb-17\nweb-18\n")
+    monkeypatch.chdir(tmp_path)
     run_command([*arguments, "--json"])
-    documented = re.search(r"```json\n(.+?)```", sections()[name], re.DOTALL)
-    assert documented is not None
-    assert shape(json.loads(capsys.readouterr().out)) == shape(json.loads(documented[1]))
+    documented = re.findall(r"```json\n(.+?)```", sections()[name], re.DOTALL)[place]
+    assert shape(json.loads(capsys.readouterr().out)) == shape(json.loads(documented))
 
 
 def test_every_kind_of_diagnosis_is_explained() -> None:

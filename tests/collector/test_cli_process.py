@@ -320,6 +320,22 @@ def test_watching_outlives_the_database(mariadb: MariadbServer) -> None:
     assert process.returncode == 0
 
 
+@pytest.fixture
+def names(tmp_path: Path) -> str:
+    path = tmp_path / "names"
+    path.write_text("web-1\nweb-2\n")
+    return str(path)
+
+
+def test_waiting_for_hosts_in_a_pipe(url: str, fleet: Fleet, names: str) -> None:
+    fleet.listen()
+    fleet.add("web-1")
+    with running(url, "hosts", "await", names, "--timeout", "50s") as process:
+        fleet.add("web-2")
+        out, errors = process.communicate(timeout=30)
+    assert (process.returncode, out, errors) == (0, "OK: all 2 hosts report\n", "")
+
+
 # --- terminals ---
 
 
@@ -408,6 +424,48 @@ def test_watching_redraws_and_restores_the_terminal(url: str, fleet: Fleet, with
     assert "\x1b[?1049h" in terminal.text  # the alternate screen
     assert terminal.text.rstrip().endswith(("\x1b[?1049l", "\x1b[?25h"))
     assert "more hosts not OK" in terminal.text
+
+
+def test_waiting_for_hosts_says_how_far_it_is(url: str, fleet: Fleet, names: str) -> None:
+    fleet.listen()
+    fleet.add("web-1")
+    terminal = Terminal(url, "hosts", "await", names, "--timeout", "50s")
+    terminal.read_until(lambda text: re.search(r"\r\x1b\[K1 of 2 report, \d\ds left\r", text))
+    fleet.add("web-2")
+    assert terminal.end() == 0
+    assert "\n" not in terminal.text.rstrip(), "the line is redrawn in place"
+    assert re.search(r"left\r\x1b\[K(\x1b\[[0-9;]*m)*OK[^\r]*: all 2 hosts report\r\n$", terminal.text)
+
+
+def test_waiting_for_hosts_outlives_the_database(mariadb: MariadbServer, names: str) -> None:
+    url = mariadb.fresh_database()
+    store = open_store(url, pool_size=1)
+    upgrade(store, lambda: 1)
+    store.close()
+    terminal = Terminal(url, "hosts", "await", names, "--timeout", "50s")
+    terminal.read_until(lambda text: "0 of 2 report, no collector is listening, " in text)
+    mariadb.stop()
+    terminal.read_until(lambda text: "trying again" in text)
+    assert "left\r\x1b[Kcollector-cli: database: " in terminal.text
+    mariadb.start()
+    store = open_store(url, pool_size=1)
+    fleet = Fleet(store)
+    fleet.listen()
+    for name in ("web-1", "web-2"):
+        fleet.add(name)
+    store.close()
+    assert terminal.end() == 0
+    assert "all 2 hosts report" in terminal.text
+
+
+def test_waiting_for_hosts_can_be_broken_off(url: str, fleet: Fleet, names: str) -> None:
+    fleet.listen()
+    terminal = Terminal(url, "hosts", "await", names, "--timeout", "50s")
+    terminal.read_until(lambda text: "0 of 2 report" in text)
+    terminal.type("\x03")
+    assert terminal.end() == 130
+    assert terminal.text.endswith("\r\x1b[K\r\n")
+    assert "Traceback" not in terminal.text
 
 
 def test_remove_asks_on_a_terminal(url: str, fleet: Fleet) -> None:
