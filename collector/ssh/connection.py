@@ -273,7 +273,15 @@ class Dialer:
         Raises ProbeFailure for what is wrong before SSH, and whatever asyncssh raises after that.
         """
         patience = target.timeout / _SHARE
-        common = {**arguments, "client_factory": lambda: watch, "config": None, "username": hop.user}
+        common = {
+            **arguments,
+            "client_factory": lambda: watch,
+            "username": hop.user,
+            # Nothing is taken from ~/.ssh, which may be closed to a service.
+            "config": None,
+            "x509_trusted_certs": [],
+            "x509_trusted_cert_paths": [],
+        }
         if tunnel is None:
             made = await self._connect(hop, patience, on_stage)
             try:

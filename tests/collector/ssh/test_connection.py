@@ -58,6 +58,15 @@ def test_a_host_is_asked_and_its_connection_kept(server: SshServer) -> None:
     assert server.users == ["monitor"]
 
 
+def test_a_home_directory_that_cannot_be_looked_into_does_not_matter(
+    server: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service may have one that is closed to it; who runs tests as root has none, but for this."""
+    monkeypatch.setenv("HOME", "/" + "x" * 300)
+    [answer] = asyncio.run(ask(make_links(server.known_hosts_line), server.target()))
+    assert answer.output == OUTPUT
+
+
 @pytest.mark.parametrize(
     ("mode", "kind", "said"),
     [
