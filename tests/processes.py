@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -25,6 +25,16 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
 _Result = TypeVar("_Result")
 _one_inside = threading.Lock()  # the environment and the standard output are the whole process's
+
+
+class Installation(NamedTuple):
+    """Programs, and the folder of the packages that they run."""
+
+    programs: Path
+    packages: Path
+
+
+CHECKOUT = Installation(PROGRAMS, ROOT)
 
 
 def wait_until(condition: Callable[[], _Result], *, seconds: float = 20, what: str = "") -> _Result:
@@ -128,6 +138,7 @@ class Site:
     """A database, and everything that runs on it in one test.
 
     Collectors and agents speak in plaintext, unless a collector is started with tls="on".
+    All are those of the checkout, except while `using` another installation.
     """
 
     def __init__(self, database_url: str, folder: Path, stack: ExitStack, upgrade_url: str = ""):
@@ -140,15 +151,32 @@ class Site:
         self.identity_dir = folder / "identity"
         self.settings: dict[str, str] = {}
         """More variables of the environment for the collector and its commands."""
+        self._installation = CHECKOUT
         self._ca_fingerprint = ""
         self._stack = stack
         self._started = 0
 
+    @contextmanager
+    def using(self, installation: Installation) -> Iterator[None]:
+        """What is run or started meanwhile is of that installation; what already runs is not touched."""
+        before, self._installation = self._installation, installation
+        try:
+            yield
+        finally:
+            self._installation = before
+
+    def _program(self, name: str) -> str:
+        return str(self._installation.programs / name)
+
+    @property
+    def _packages(self) -> dict[str, str]:
+        return {"PYTHONPATH": str(self._installation.packages)}
+
     def cli(self, *arguments: str, check: bool = False, **settings: str) -> subprocess.CompletedProcess[str]:
         """Run collector-cli."""
         done = subprocess.run(
-            [PROGRAMS / "collector-cli", *arguments],
-            env=clean_environ({**self._common_settings, **settings}),
+            [self._program("collector-cli"), *arguments],
+            env=clean_environ({**self._packages, **self._common_settings, **settings}),
             capture_output=True,
             text=True,
             timeout=60,
@@ -189,20 +217,26 @@ class Site:
     def json(self, *arguments: str) -> Any:
         """What a command prints with --json.
 
-        It runs in this process: tests look again and again, and a process for each look takes longer than
-        what they wait for.
+        That of the checkout runs in this process: tests look again and again, and a process for each look
+        takes longer than what they wait for.
         """
-        said = self._inside(self._common_settings, *arguments, "--json")
+        said = self._said(*arguments, "--json")
         assert said, f"{arguments} printed nothing"
         return json.loads(said)
 
     def upgrade(self) -> None:
         """Make the schema, by the account that may."""
-        self._inside({**self._common_settings, "FLEETPULSE_DATABASE": self.upgrade_url}, "db", "upgrade")
+        self._said("db", "upgrade", FLEETPULSE_DATABASE=self.upgrade_url)
 
     def open_store(self) -> Store:
         """The site's database, as its collector uses it; to be closed."""
         return open_store(self.database_url, pool_size=1)
+
+    def _said(self, *arguments: str, **settings: str) -> str:
+        """What collector-cli prints, whatever its exit code."""
+        if self._installation == CHECKOUT:
+            return self._inside({**self._common_settings, **settings}, *arguments)
+        return self.cli(*arguments, check=False, **settings).stdout
 
     @staticmethod
     def _inside(values: dict[str, str], *arguments: str) -> str:
@@ -228,19 +262,21 @@ class Site:
     def start_collector(self, **settings: str) -> Program:
         """Start a collector that may not get as far as to listen."""
         values = {
+            **self._packages,
             **self._common_settings,
             "FLEETPULSE_LOG_FORMAT": "json",
             **{f"FLEETPULSE_{name.upper()}": value for name, value in settings.items()},
         }
-        return self.start("collector", [str(PROGRAMS / "fleet-collector")], values)
+        return self.start("collector", [self._program("fleet-collector")], values)
 
     def agent(self, name: str = "agent", **settings: str) -> Program:
         """Start an agent; `name` also names its state directory, so that it can be started again."""
-        return self.start(name, [str(PROGRAMS / "fleet-agent"), "run"], self.agent_environ(name, **settings))
+        return self.start(name, [self._program("fleet-agent"), "run"], self.agent_environ(name, **settings))
 
     def agent_environ(self, name: str, **settings: str) -> dict[str, str]:
         """What an agent of that name is told. With TLS it reports to where it has enrolled."""
         return {
+            **self._packages,
             **({} if self.has_tls else {"FLEETPULSE_AGENT_COLLECTOR": self.address}),
             "FLEETPULSE_AGENT_TLS": "on" if self.has_tls else "off",
             "FLEETPULSE_AGENT_STATE_DIR": str(self.folder / name),
@@ -266,9 +302,16 @@ class Site:
         file = self.folder / f"{name}.token"
         file.touch(0o600)
         file.write_text(token or self.token("--host", name))
-        command = [PROGRAMS / "fleet-agent", "enroll", "--collector", self.address, "--token-file", file]
+        command = [self._program("fleet-agent"), "enroll", "--collector", self.address]
         done = subprocess.run(
-            [*command, "--ca-fingerprint", fingerprint or self.ca_fingerprint, *options],
+            [
+                *command,
+                "--token-file",
+                file,
+                "--ca-fingerprint",
+                fingerprint or self.ca_fingerprint,
+                *options,
+            ],
             env=clean_environ(self.agent_environ(name, **settings)),
             capture_output=True,
             text=True,
