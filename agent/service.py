@@ -198,7 +198,7 @@ class _FirstAck:
         self._collector = collector
         self._told = False
 
-    def __call__(self, seq: int) -> None:
+    def __call__(self, _: int) -> None:
         if not self._told:
             self._told = True
             self._notifier.tell(systemd.status(f"reports to {self._collector}, acknowledged"))

@@ -20,7 +20,7 @@ from tests.processes import Site, running_site
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")
 
-_LONGEST = ("system/test_soak", "system/test_database_faults", "system/")
+_LONGEST = ("system/test_rollout", "system/test_soak", "system/test_database_faults", "system/")
 
 
 def require(missing: str) -> None:

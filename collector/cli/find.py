@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from collector.cli.session import CliError
 from collector.core.render import listed
@@ -29,7 +29,16 @@ def find_host(tx: Transaction, name: str, *, exactly: bool = False) -> HostLine:
 
 def find_hosts(tx: Transaction, names: Sequence[str]) -> list[HostLine]:
     """The hosts with exactly these hostnames or UUIDs, each once, by their numbers. Raises CliError."""
-    found = {host.host: host for host in (find_host(tx, name, exactly=True) for name in names)}
+    return _each_once(find_host(tx, name, exactly=True) for name in names)
+
+
+def find_known(tx: Transaction, names: Sequence[str]) -> list[HostLine]:
+    """The same of those names that a host has. Raises CliError for a name that several have."""
+    return _each_once(find_host(tx, name, exactly=True) for name in names if reading.find_named(tx, name))
+
+
+def _each_once(hosts: Iterable[HostLine]) -> list[HostLine]:
+    found = {host.host: host for host in hosts}
     return [found[host] for host in sorted(found)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from collector.cli.change import ask, change, yes_option
-from collector.cli.find import describe, find_hosts
+from collector.cli.find import describe, find_hosts, find_known
 from collector.cli.output import line
 from collector.cli.session import Session
 from collector.cli.ssh_places import tell_of_trusted
@@ -20,9 +20,10 @@ from fleetpulse.model import State
 
 @click.command("remove")
 @click.argument("names", nargs=-1, required=True, metavar="HOST...")
+@click.option("--if-known", is_flag=True, help="A name that no host has is no error.")
 @yes_option
 @click.pass_obj
-def command(session: Session, names: tuple[str, ...], *, yes: bool) -> int:
+def command(session: Session, names: tuple[str, ...], *, if_known: bool, yes: bool) -> int:
     """Delete hosts, by whole hostname or UUID, and all that is stored of them but their events.
 
     Their certificates are not accepted any more: an agent that still runs is refused until its
@@ -32,14 +33,15 @@ def command(session: Session, names: tuple[str, ...], *, yes: bool) -> int:
     \b
     Examples:
       collector-cli remove web-17
+      collector-cli remove --if-known --yes web-17 web-18
       collector-cli remove --yes 6ba7b810-9dad-41d1-80b4-00c04fd430c8
 
     Exit codes: 0 the hosts are gone; 3 they are not, and the message says why.
     """
     with session.store() as store:
         with store.transaction(write=False) as tx:
-            hosts = find_hosts(tx, names)
-        if not yes:
+            hosts = find_known(tx, names) if if_known else find_hosts(tx, names)
+        if hosts and not yes:
             ask(f"Remove {count(len(hosts), 'host')}?", map(describe, hosts))
         removed = change(store, lambda tx, now: _remove(tx, hosts, now))
         for host in removed:

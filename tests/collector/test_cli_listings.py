@@ -639,6 +639,17 @@ def test_remove_all_or_none(fleet: Fleet, cli: Cli) -> None:
     assert cli("show", "one").status == 0
 
 
+def test_remove_those_that_there_are(fleet: Fleet, cli: Cli) -> None:
+    fleet.add("one")
+    ran = cli("remove", "--if-known", "--yes", "one", "two", "on")
+    assert (ran.status, ran.out.count("removed")) == (0, 1)
+    again = cli("remove", "--if-known", "one", "two")
+    assert (again.status, again.out) == (0, "")
+    fleet.add("twin")
+    fleet.add("twin")
+    assert cli("remove", "--if-known", "--yes", "twin").status == 3
+
+
 def test_text_from_hosts_is_shown_harmless(fleet: Fleet, cli: Cli) -> None:
     fleet.listen()
     evil = "\x1b]0;owned\x07[red]x\r\n"

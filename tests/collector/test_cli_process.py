@@ -168,7 +168,7 @@ def test_remove_needs_yes_without_a_terminal(url: str, fleet: Fleet) -> None:
 def test_help_and_version(url: str) -> None:
     ran = run_cli(url, "--version")
     assert ran.returncode == 0
-    assert re.fullmatch(r"collector-cli, version \d+\.\d+\.\d+\n", ran.stdout)
+    assert re.fullmatch(r"collector-cli, version \d+\.\d+\.\d+(\.dev\d+)?\n", ran.stdout)
     ran = run_cli(url, "--help")
     assert ran.returncode == 0
     assert all(f"  {name} " in ran.stdout for name in COMMANDS)

@@ -35,7 +35,7 @@ from tests.namespaces import PATH, Network, entered, inside, missing_namespaces,
 from tests.processes import ROOT, wait_until
 from tests.ssh_net import make_key
 
-USER = "fleetpulse"
+USER = "admin"
 """The administrator's account: may read the journal, and may do everything with sudo."""
 PORT = 22
 NAME = "fplab"

@@ -40,9 +40,9 @@ echo 'deb [trusted=yes] file:/srv/packages ./' >"$half/etc/apt/sources.list"
 rm -rf "$half"/var/cache/apt/archives/*.deb "$half"/var/lib/apt/lists/*
 chroot "$half" apt-get -qq update >>"$log" 2>&1
 
-chroot "$half" useradd --create-home --shell /bin/bash --groups systemd-journal,sudo fleetpulse
-echo 'fleetpulse ALL=(ALL) NOPASSWD: ALL' >"$half/etc/sudoers.d/fleetpulse"
-chmod 440 "$half/etc/sudoers.d/fleetpulse"
+chroot "$half" useradd --create-home --shell /bin/bash --groups systemd-journal,sudo admin
+echo 'admin ALL=(ALL) NOPASSWD: ALL' >"$half/etc/sudoers.d/admin"
+chmod 440 "$half/etc/sudoers.d/admin"
 chroot "$half" systemctl -q enable ssh.service
 # What waits for hardware and for networks that a machine of the lab does not have.
 chroot "$half" systemctl -q mask systemd-networkd-wait-online.service getty@.service console-getty.service \

@@ -13,18 +13,19 @@ from typing import IO
 from tests.mariadb_server import UPGRADE, MariadbServer, missing_disk
 from tests.processes import ROOT, Program, Site, clean_environ
 from tests.relay import Relay
-from tests.soak.hive import MEASUREMENT, host_id
+from tests.soak.hive import MEASUREMENT
 from tests.soak.ledger import ENTER, LEAVE, LEVEL, Change, Ledger
+from tests.soak.stored import CHANGES, MARKS, numbers_of, read_changes, read_marks
 
 POOL_SIZE = 8
-_RULES = f"""
-builtin = false
+RULE = f"""
 [[rule]]
 check = "{LEVEL}"
 measurement = "{MEASUREMENT}"
 critical = {ENTER}
 critical_clear = {LEAVE}
 """
+"""By which the simulated hosts are judged, as the ledger takes for granted."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class World:
             self.server.account(url, "upgrader", like=UPGRADE),
         )
         self.site.upgrade()
-        (folder / "rules.toml").write_text(_RULES)
+        (folder / "rules.toml").write_text(f"builtin = false\n{RULE}")
         self.collector: Program = self.start_collector()
         self.ledger = Ledger()
         self.hives = [Hive(number, size, self.site, seed, stack) for number in range(size.hives)]
@@ -210,11 +211,8 @@ class World:
 
     def marks(self) -> dict[int, tuple[int, int]] | None:
         """(epoch, seq) by host as the database has it; None while it does not answer."""
-        rows = self.query("SELECT h.host_id, s.epoch, s.seq FROM host h JOIN host_seen s ON s.host = h.id")
-        if rows is None:
-            return None
-        numbers = {host_id(number): number for hive in self.hives for number in hive.hosts}
-        return {numbers[str(row[0])]: (row[1], row[2]) for row in rows if str(row[0]) in numbers}  # type: ignore[misc]
+        rows = self.query(MARKS)
+        return None if rows is None else read_marks(rows, self._numbers())
 
     def connections(self) -> int:
         """How many the collector has now, by the server's own word; 0 while it says nothing."""
@@ -259,17 +257,9 @@ class World:
 
     def stored_changes(self) -> dict[int, list[Change]]:
         """Every host's events in order, but for the renewals: those follow certificates, not reports."""
-        rows = self.query(
-            "SELECT h.host_id, e.kind, e.subject, e.old_value, e.new_value, e.measured_at"
-            " FROM event e JOIN host h ON h.id = e.host WHERE e.kind <> 'renewed' ORDER BY e.id"
-        )
+        rows = self.query(CHANGES)
         assert rows is not None
-        numbers = {host_id(number): number for hive in self.hives for number in hive.hosts}
-        changes: dict[int, list[Change]] = {number: [] for number in numbers.values()}
-        for identity, kind, subject, old, new, at in rows:
-            number = numbers.get(str(identity))  # type: ignore[arg-type]
-            if number is not None:
-                check = bytes(subject).decode()  # type: ignore[call-overload]
-                when = at if kind in ("state", "new-epoch") else 0
-                changes[number].append(Change(str(kind), check, str(old), str(new), when))  # type: ignore[arg-type]
-        return changes
+        return read_changes(rows, self._numbers())
+
+    def _numbers(self) -> dict[str, int]:
+        return numbers_of(number for hive in self.hives for number in hive.hosts)

@@ -12,12 +12,20 @@ remove() {
     done
 }
 
+# An account in use is not removed, and the collector may be looking at this moment.
 remove_account() {
-    if id -u "$1" >/dev/null 2>&1; then
-        # What it left in mail spools and the like is none of ours.
-        userdel "$1"
-        echo "removed the account $1"
-    fi
+    id -u "$1" >/dev/null 2>&1 || return 0
+    for _ in 1 2 3 4 5; do
+        for process in /proc/[0-9]*; do
+            [ "$(stat -c %U "$process" 2>/dev/null)" != "$1" ] || kill -KILL "${process#/proc/}" 2>/dev/null || true
+        done
+        if userdel "$1"; then
+            echo "removed the account $1"
+            return 0
+        fi
+        sleep 1
+    done
+    return 1
 }
 
 if [ -d /run/systemd/system ] && [ -e /etc/systemd/system/$unit ]; then

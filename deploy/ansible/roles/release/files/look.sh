@@ -1,6 +1,7 @@
 # shellcheck shell=sh
 # What there is on this machine, a line each; run by any sh, as root, without Python. Nothing is changed.
 # In: program (agent or collector).
+: "${program:?}"
 
 # Interpreters in somebody's home are not for a service.
 PATH=/usr/bin:/bin:/usr/sbin:/sbin:/usr/local/bin
