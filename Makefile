@@ -35,11 +35,13 @@ lab: ## real machines with systemd and sshd, which stay until make lab-down (N=5
 lab-down: ## end the machines of make lab
 	@.venv/bin/python -m tests.lab down
 
-lab-test: ## run the tests on real machines (as root)
+lab-test: ## run the tests on real machines, and say how long what took (N=3: on fewer than 20; as root)
 	@sh tools/packages.sh lab
 	@sh tools/venv.sh dev
 	@.venv/bin/python -m tests.lab rootfs
-	@.venv/bin/python -m pytest tests/lab $(LAB_ARGS)
+	@rm -f var/lab/summary
+	@LAB_MACHINES=$(if $(filter file,$(origin N)),20,$(N)) .venv/bin/python -m pytest tests/lab $(LAB_ARGS); \
+		code=$$?; cat var/lab/summary; exit $$code
 
 soak: ## 200 agents and every fault there is, at random; then a ledger is compared (MINUTES=30)
 	@sh tools/packages.sh

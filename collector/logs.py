@@ -8,6 +8,7 @@ import sys
 import structlog
 
 from collector.core.render import escape
+from fleetpulse.systemd import logs_to_journal, with_priority
 
 
 def configure(level: str, style: str) -> None:
@@ -27,12 +28,22 @@ def configure(level: str, style: str) -> None:
                 if console
                 else [structlog.processors.ExceptionRenderer()]
             ),
-            renderer,
+            _for_the_journal(renderer) if logs_to_journal() else renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _for_the_journal(renderer: structlog.types.Processor) -> structlog.types.Processor:
+    """Lines from which systemd's journal takes their level."""
+
+    def render(logger: object, method: str, event: structlog.typing.EventDict) -> str:
+        level = logging.getLevelNamesMapping()[str(event["level"]).upper()]
+        return with_priority(level, str(renderer(logger, method, event)))
+
+    return render
 
 
 def escape_texts(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fleetpulse.systemd import ALIVE, READY, Notifier, status
+from fleetpulse.systemd import ALIVE, READY, Notifier, logs_to_journal, status, with_priority
 from tests.processes import PROGRAMS, Program, Site, wait_until
 
 
@@ -78,6 +80,48 @@ def test_the_watchdog_is_for_the_process_that_it_names(
     environ: dict[str, str], seconds: float | None
 ) -> None:
     assert Notifier({"NOTIFY_SOCKET": "/x", **environ}).watchdog == seconds
+
+
+def journal(folder: Path, name: str) -> tuple[Path, dict[str, str]]:
+    """A file that a program takes for a stream of the journal if its standard error is that."""
+    path = folder / name
+    path.touch()
+    return path, {"JOURNAL_STREAM": f"{path.stat().st_dev}:{path.stat().st_ino}"}
+
+
+def test_the_journal_is_told_the_level_of_each_line(sqlite_site: Site, tmp_path: Path) -> None:
+    sqlite_site.collector()
+    path, variables = journal(tmp_path, "agent")
+    values = {**sqlite_site.agent_environ("one"), **variables}
+    program = Program([str(PROGRAMS / "fleet-agent"), "run"], values, path)
+    wait_until(lambda: "reports to" in program.log, what="the first line")
+    program.signal(signal.SIGHUP)
+    program.stop()
+    program.close()
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("<6>agent ")
+    assert all(line.startswith("<6>") for line in lines)
+    path, variables = journal(tmp_path, "collector")
+    settings = {"FLEETPULSE_DATABASE": sqlite_site.database_url, "FLEETPULSE_TLS": "off", **variables}
+    settings["FLEETPULSE_LISTEN"] = f"unix:{tmp_path}/socket"
+    program = Program([str(PROGRAMS / "fleet-collector")], settings, path)
+    line = program.wait_for_log('"listening"')
+    program.stop()
+    program.close()
+    assert line.startswith('<6>{"')
+
+
+@pytest.mark.parametrize(
+    ("level", "priority"),
+    [(logging.DEBUG, 7), (logging.INFO, 6), (logging.WARNING, 4), (logging.ERROR, 3), (logging.CRITICAL, 2)],
+)
+def test_levels_are_those_of_syslog(level: int, priority: int) -> None:
+    assert with_priority(level, "one\ntwo") == f"<{priority}>one\n<{priority}>two"
+
+
+def test_other_streams_are_no_journal(tmp_path: Path) -> None:
+    assert not logs_to_journal({})
+    assert not logs_to_journal({"JOURNAL_STREAM": "1:2"})
 
 
 def expect_a_life(manager: Manager, program: Program) -> None:

@@ -42,7 +42,9 @@ step "types" mypy
 step "layers" lint-imports
 step "stubs current" sh tools/stubs.sh check
 step_with npm "wire definition" sh tools/buf.sh lint
-step_with shellcheck "shell scripts" shellcheck -x .ci/run tools/*.sh tests/lab/*.sh collector/ssh/*.sh
+step "playbooks" sh -c 'cd deploy/ansible && ansible-lint -q --nocolor'
+step_with shellcheck "shell scripts" shellcheck -x .ci/run tools/*.sh tests/lab/*.sh collector/ssh/*.sh deploy/release/* \
+    deploy/ansible/files/*.sh deploy/ansible/roles/*/files/*
 
 if [ -n "$failed" ]; then
     echo "failed: ${failed#, }"

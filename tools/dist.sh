@@ -110,7 +110,7 @@ release() {
         program "$tree/bin" collector-cli collector.cli.main
     fi
     cp deploy/release/prepare deploy/release/activate "$tree/libexec"
-    cp "deploy/systemd/$unit" "$tree/lib/systemd"
+    cp "deploy/systemd/$unit" deploy/systemd/backoff.conf "$tree/lib/systemd"
 }
 
 mkdir -p "$dist"

@@ -1,10 +1,12 @@
-"""What a service tells the systemd that started it (man 3 sd_notify), and nothing where there is none."""
+"""What a service tells the systemd that started it (man 3 sd_notify, sd-daemon), and nothing where there is none."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -12,6 +14,7 @@ READY = "READY=1"
 STOPPING = "STOPPING=1"
 ALIVE = "WATCHDOG=1"
 
+_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 _PER_WATCHDOG = 3  # as sd_watchdog_enabled(3) has it, and one to spare
 _MOST = 200  # characters of a status
 
@@ -40,6 +43,21 @@ class Notifier:
         while self.watchdog is not None:
             self.tell(ALIVE)
             await asyncio.sleep(self.watchdog / _PER_WATCHDOG)
+
+
+def logs_to_journal(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether standard error is a stream of systemd's journal, as JOURNAL_STREAM=DEVICE:INODE says."""
+    try:
+        where = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM", "") == f"{where.st_dev}:{where.st_ino}"
+
+
+def with_priority(level: int, lines: str) -> str:
+    """Lines as the journal takes them: each with the level of syslog that is nearest to that of `logging`."""
+    priority = next(number for least, number in _PRIORITIES if level >= least)
+    return "\n".join(f"<{priority}>{line}" for line in lines.split("\n"))
 
 
 def status(text: str) -> str:

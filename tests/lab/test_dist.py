@@ -1,4 +1,4 @@
-"""What `make dist` makes is all that a machine needs which reaches no registry."""
+"""The wheels that `make dist` packs are all that a machine needs which has pip and reaches no registry."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from tests.processes import ROOT, wait_until
 
 INSTALL = """\
 set -eu
-folder=/opt/fleetpulse/versions/1
-mkdir -p /tmp/unpacked && tar -C /tmp/unpacked --strip-components=1 -xzf "$1"
+folder=/opt/fleetpulse/all
+mkdir -p /tmp/unpacked && tar -C /tmp/unpacked --strip-components=1 -xzf -
 /usr/bin/python3 -m venv "$folder"
 "$folder/bin/pip" install -q --no-index --find-links /tmp/unpacked --require-hashes --no-deps -r /tmp/unpacked/agent.txt \
     -r /tmp/unpacked/collector.txt
 "$folder/bin/pip" install -q --no-index --no-deps /tmp/unpacked/fleetpulse-*.whl
-ln -sfn "$folder" /opt/fleetpulse/current
+for program in agent collector; do mkdir /opt/fleetpulse/$program && ln -s "$folder" /opt/fleetpulse/$program/current; done
 """
 
 
 @pytest.fixture(scope="module")
-def archive() -> Path:
-    environ = {**os.environ, "PYTHONS": "3.11", "ARCHS": os.uname().machine}  # what Debian 12 has
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    # What Debian 12 has.
+    environ = {**os.environ, "DIST": str(folder), "PYTHONS": "3.11", "ARCHS": os.uname().machine}
     subprocess.run(["make", "dist"], cwd=ROOT, env=environ, check=True, capture_output=True, timeout=600)
-    [made] = (ROOT / "dist").glob("*-cp311-*.tar.gz")
+    [made] = folder.glob("fleetpulse-wheels-*-cp311-*.tar.gz")
     return made
 
 
@@ -40,7 +42,7 @@ def machine(archive: Path) -> Iterator[Machine]:
     make_rootfs()
     with Lab(1) as lab:
         one = lab["h1"]
-        one.exec("sh", "-c", INSTALL, "install", str(archive))
+        one.exec("sh", "-c", INSTALL, input=archive.read_bytes(), text=False)
         for user, unit in (("fleetpulse-agent", "fleetpulse-agent"), ("fleetpulse", "fleetpulse-collector")):
             one.exec("useradd", "--system", "--shell", "/usr/sbin/nologin", user, check=False)
             text = (ROOT / "deploy" / "systemd" / f"{unit}.service").read_text()
@@ -56,7 +58,7 @@ def machine(archive: Path) -> Iterator[Machine]:
 
 def test_the_units_as_shipped_run_what_was_installed(machine: Machine) -> None:
     """A collector and an agent on one machine, each as its own user, from the archive alone."""
-    cli = "/opt/fleetpulse/current/bin/collector-cli"
+    cli = "/opt/fleetpulse/collector/current/bin/collector-cli"
     as_service = ("setpriv", "--reuid=fleetpulse", "--regid=fleetpulse", "--clear-groups")
     machine.exec("install", "-d", "-o", "fleetpulse", "-g", "fleetpulse", "/var/lib/fleetpulse")
     machine.exec(*as_service, cli, "db", "upgrade")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def machine() -> Iterator[Machine]:
 
 
 def install(machine: Machine, name: str, text: str = "") -> None:
-    text = (text or (UNITS / name).read_text()).replace("/opt/fleetpulse/current/bin", str(PROGRAMS))
+    text = text or (UNITS / name).read_text()
+    text = re.sub(r"/opt/fleetpulse/\w+/current/bin", str(PROGRAMS), text)
     machine.exec("sh", "-c", f"cat >/etc/systemd/system/{name}", input=text)
 
 
