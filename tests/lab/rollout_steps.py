@@ -75,10 +75,11 @@ def kill_agents(site: Site) -> None:
 
 def reboot(site: Site) -> None:
     """A machine that boots again reports again."""
-    with site.step("reboot of a machine: reports again"):
-        machine = site.agents[-1]
-        machine.reboot()
-        site.wait_for_reports([machine])
+    machines = site.agents[-3:]
+    with site.step(f"reboot of {len(machines)} machines: report again"):
+        for machine in machines:
+            machine.reboot()
+        site.wait_for_reports(machines)
 
 
 def freeze(site: Site) -> None:

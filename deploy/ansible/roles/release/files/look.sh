@@ -37,6 +37,8 @@ echo "enabled=$(systemctl is-enabled "fleetpulse-$program" 2>/dev/null)"
 # A certificate that the collector has refused for good is none.
 [ ! -s $state/host.pem ] || [ -e $state/refused ] || echo "enrolled=yes"
 [ ! -d /etc/fleetpulse ] || echo "configured=yes"
+config=/etc/fleetpulse/$program.toml
+[ ! -r "$config" ] || echo "config=$(sha256sum "$config" | cut -d' ' -f1) $(stat -c %U:%G:%a "$config")"
 
 echo "probe=$(cat $home/probe/probe $home/probe/.ssh/authorized_keys 2>/dev/null | sha256sum 2>/dev/null | cut -d' ' -f1)"
 for key in /etc/ssh/ssh_host_*_key.pub; do
