@@ -104,6 +104,18 @@ def cut(site: Site) -> None:
         _expect_all_stored(site, [machine], {machine.name: before})
 
 
+def switch_off(site: Site) -> None:
+    """A machine that is off holds up no other, and the rollout says so at its end."""
+    machine = site.agents[0]
+    with site.step("a machine that is off: named, the others go on"):
+        machine.power_off()
+        played = site.play("rollout", check=False, fleetpulse_verify_timeout="30s")
+        machine.start()
+        site.wait_for_reports([machine])
+    assert played.code != 0
+    assert re.search(rf"1 of \d+ hosts does not report: {machine.name} \(1 host dead\)", played.output)
+
+
 def upgrade_agents(site: Site) -> None:
     """A rolling upgrade from the release before to this one, while all of them report."""
     before = site.marks()

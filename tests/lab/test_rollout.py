@@ -25,6 +25,7 @@ def test_a_lab_is_rolled_out_looked_after_and_taken_away(tmp_path: Path) -> None
         steps.reboot(site)
         steps.freeze(site)
         steps.cut(site)
+        steps.switch_off(site)
         steps.upgrade_agents(site)
         steps.upgrade_collector(site)
         steps.go_back_from_bad_agents(site)
