@@ -24,8 +24,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.ingest import cpu_seconds
 from bench.old_scripts.script import SCHEMA
+from bench.result import Goal, parser, print_result
+from bench.usage import cpu_seconds
 from tests.mariadb_server import MariadbServer
 from tests.processes import Program, running_site
 
@@ -272,7 +273,7 @@ def _measure(options: argparse.Namespace, tell: Callable[[str], None]) -> dict[s
     return results
 
 
-def _goals(results: dict[str, Any], hosts: int) -> list[dict[str, Any]]:
+def _goals(results: dict[str, Any], hosts: int) -> list[Goal]:
     """The best script is the best of those that fail no host, if there are any."""
     fewest = min(row["failed"] for row in results["old"])
     rows = [row for row in results["old"] if row["failed"] == fewest]
@@ -280,18 +281,13 @@ def _goals(results: dict[str, Any], hosts: int) -> list[dict[str, Any]]:
     cpu = min(row["cpu_ms"] for row in rows) / steady["cpu_ms"]
     round_time = min(row["seconds"] for row in rows) / (hosts / results["saturated"]["polls_per_s"])
     return [
-        _goal("best script's CPU per host / collector's", round(cpu, 1), ">=", 8),
-        _goal("best script's time for all hosts / collector's", round(round_time, 1), ">=", 6),
-        _goal("polls failed", steady["failed"], "==", 0),
-        _goal("database connections", max(steady["connections"], hanging["connections"]), "<=", _POOL),
-        _goal("hosts missed in a round", steady["missed"], "==", 0),
-        _goal("hosts missed in a round while others hang", hanging["missed"], "==", 0),
+        Goal("best script's CPU per host / collector's", round(cpu, 1), ">=", 8),
+        Goal("best script's time for all hosts / collector's", round(round_time, 1), ">=", 6),
+        Goal("polls failed", steady["failed"], "==", 0),
+        Goal("database connections", max(steady["connections"], hanging["connections"]), "<=", _POOL),
+        Goal("hosts missed in a round", steady["missed"], "==", 0),
+        Goal("hosts missed in a round while others hang", hanging["missed"], "==", 0),
     ]
-
-
-def _goal(name: str, value: float, op: str, goal: float) -> dict[str, Any]:
-    met = {">=": value >= goal, "<=": value <= goal, "==": value == goal}[op]
-    return {"name": name, "value": value, "op": op, "goal": goal, "met": met}
 
 
 def _old_table(rows: list[dict[str, Any]], hosts: int) -> str:
@@ -337,31 +333,29 @@ def _saturated_line(row: dict[str, Any], hosts: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--hosts", type=int, default=1000)
-    parser.add_argument("--repeat", type=int, default=3, help="rounds of every script")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of the collector after its first")
-    parser.add_argument("--interval", type=float, default=30.0, help="seconds from one round to the next")
-    parser.add_argument(
+    arguments = parser(__doc__, "fewer hosts, shorter rounds: under 50 s")
+    arguments.add_argument("--hosts", type=int, default=1000)
+    arguments.add_argument("--repeat", type=int, default=3, help="rounds of every script")
+    arguments.add_argument("--rounds", type=int, default=3, help="rounds of the collector after its first")
+    arguments.add_argument("--interval", type=float, default=30.0, help="seconds from one round to the next")
+    arguments.add_argument(
         "--many", type=int, default=4000, help="hosts that keep the collector busy all the time"
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="how long it is measured busy")
-    parser.add_argument("--hang", type=float, default=0.05, metavar="SHARE", help="of the hosts, at the end")
-    parser.add_argument(
+    arguments.add_argument("--seconds", type=float, default=10.0, help="how long it is measured busy")
+    arguments.add_argument(
+        "--hang", type=float, default=0.05, metavar="SHARE", help="of the hosts, at the end"
+    )
+    arguments.add_argument(
         "--patience", type=float, default=20.0, help="seconds without a result after which a script hangs"
     )
-    parser.add_argument("--old-only", action="store_true", help="the scripts alone, without goals")
-    parser.add_argument("--quick", action="store_true", help="fewer hosts, shorter rounds: under 50 s")
-    parser.add_argument("--json", action="store_true", help="print nothing but the last line")
-    options = parser.parse_args()
+    arguments.add_argument("--old-only", action="store_true", help="the scripts alone, without goals")
+    options = arguments.parse_args()
     if options.quick:
         options.hosts, options.many, options.repeat, options.rounds = 200, 1200, 1, 2
         options.interval, options.seconds, options.patience = 3.0, 3.0, 8.0
     results = _measure(options, lambda text: None if options.json else print(text, flush=True))
     goals = [] if options.old_only else _goals(results, options.hosts)
-    print(json.dumps({"benchmark": "crawl", "hosts": options.hosts, **results, "goals": goals}))
+    print_result("crawl", goals, hosts=options.hosts, **results)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,15 @@ import sys
 import threading
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 import grpc
 
 from bench.attackers import ATTACKS, METHOD
-from bench.ingest import collector, cpu_seconds
+from bench.ingest import collector
+from bench.result import Goal, parser, print_result
 from bench.simulated_host import LAYOUT
+from bench.usage import cpu_seconds, memory
 from fleetpulse import convert
 from fleetpulse.model import Hello, HostId, Report
 from tests.mariadb_server import MariadbServer
@@ -118,12 +119,6 @@ class Watch:
         }
 
 
-def _memory(pid: int) -> float:
-    """Resident MB of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-
 def _attacked(name: str, address: str, pid: int, watch: Watch, options: argparse.Namespace) -> dict[str, Any]:
     without = watch.window(options.seconds)
     command = [sys.executable, "-m", "bench.attackers", name, "--collector", address]
@@ -136,25 +131,25 @@ def _attacked(name: str, address: str, pid: int, watch: Watch, options: argparse
         share = (cpu_seconds(pid) - used) / (time.monotonic() - began)
         out, _ = attacker.communicate(timeout=120)
     answers = json.loads(out.splitlines()[-1]) if out else {}
-    memory = round(_memory(pid))
+    resident = round(memory(pid).rss / 2**20)
     return {
         "attack": name,
         "without": without,
         "with": during,
         "collector_cpu": round(share, 2),
-        "collector_mb": memory,
+        "collector_mb": resident,
         "answers": {key: count for key, count in answers.items() if key != "attack"},
     }
 
 
-def _goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _goals(rows: list[dict[str, Any]]) -> list[Goal]:
     late = max(row["with"]["worst"] for row in rows)
     ended = sum(row["with"]["ended"] for row in rows)
-    memory = max(row["collector_mb"] for row in rows)
+    most = max(row["collector_mb"] for row in rows)
     return [
-        {"name": "worst ack of a good host, ms", "value": late, "op": "<=", "goal": _TTL * 1000},
-        {"name": "streams of good hosts ended", "value": ended, "op": "<=", "goal": 0},
-        {"name": "collector's memory, MB", "value": memory, "op": "<=", "goal": 512},
+        Goal("worst ack of a good host, ms", late, "<=", _TTL * 1000),
+        Goal("streams of good hosts ended", ended, "<=", 0),
+        Goal("collector's memory, MB", most, "<=", 512),
     ]
 
 
@@ -195,24 +190,19 @@ def _measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--hosts", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of a measured window")
-    parser.add_argument("--attacks", default=",".join(ATTACKS), help="comma-separated")
-    parser.add_argument("--quick", action="store_true", help="fewer attacks, shorter windows: about a minute")
-    parser.add_argument("--json", action="store_true", help="print nothing but the last line")
-    parser.add_argument("--good", metavar="ADDRESS", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments = parser(__doc__, "fewer attacks, shorter windows: about a minute")
+    arguments.add_argument("--hosts", type=int, default=100)
+    arguments.add_argument("--seconds", type=float, default=8.0, help="length of a measured window")
+    arguments.add_argument("--attacks", default=",".join(ATTACKS), help="comma-separated")
+    arguments.add_argument("--good", metavar="ADDRESS", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.good:
         asyncio.run(_good_hosts(options.good, options.hosts))
         return
     if options.quick:
         options.attacks, options.seconds = _QUICK, 3.0
     rows = _measure(options)
-    goals = [{**goal, "met": goal["value"] <= goal["goal"]} for goal in _goals(rows)]
-    print(json.dumps({"benchmark": "flood", "variants": rows, "goals": goals}))
+    print_result("flood", _goals(rows), variants=rows)
 
 
 if __name__ == "__main__":

@@ -24,16 +24,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from bench.result import Goal, parser, print_result
+from bench.usage import cpu_seconds
 from tests.mariadb_server import MariadbServer
 
 _PROGRAMS = Path(sys.executable).parent
-_TICK = os.sysconf("SC_CLK_TCK")
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time that a process and its threads have used so far (proc(5))."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICK
 
 
 def run_load(
@@ -173,24 +168,18 @@ def _rounds(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--streams", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of a measured window")
-    parser.add_argument("--warm-up", type=float, default=4.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--writers", default="2", help="comma-separated numbers of writers to compare")
-    parser.add_argument("--batch", default="500", help="comma-separated batch sizes to compare")
-    parser.add_argument(
+    options = parser(__doc__, "one short round of the first variant: under 50 s")
+    options.add_argument("--streams", type=int, default=1000)
+    options.add_argument("--seconds", type=float, default=5.0, help="length of a measured window")
+    options.add_argument("--warm-up", type=float, default=4.0)
+    options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--writers", default="2", help="comma-separated numbers of writers to compare")
+    options.add_argument("--batch", default="500", help="comma-separated batch sizes to compare")
+    options.add_argument(
         "--change", default="0.01,1", help="comma-separated shares of reports that change a state"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="one short round of the first variant: under 50 s"
-    )
-    parser.add_argument("--tls", action="store_true", help="the collector's side over TLS")
-    parser.add_argument("--json", action="store_true", help="print nothing but the last line")
-    arguments = parser.parse_args()
+    options.add_argument("--tls", action="store_true", help="the collector's side over TLS")
+    arguments = options.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.seconds, arguments.change = 1, 4.0, "0.01"
     variants = []
@@ -203,8 +192,8 @@ def main() -> None:
                     if not arguments.json:
                         _print_row(row, first=len(variants) == 1)
     ratio = min(row["ratio"] for row in variants if row["change"] == variants[0]["change"])
-    goal = {"name": "collector CPU per report / echo", "value": round(ratio, 2), "op": "<=", "goal": 1.4}
-    print(json.dumps({"benchmark": "ingest", "variants": variants, "goals": [{**goal, "met": ratio <= 1.4}]}))
+    goals = [Goal("collector CPU per report / echo", round(ratio, 2), "<=", 1.4)]
+    print_result("ingest", goals, variants=variants)
 
 
 def _print_row(row: dict[str, Any], *, first: bool) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.spool import DiskSpool
+from bench.result import Goal, parser, print_result
 from bench.simulated_host import LAYOUT, SimulatedHost
 from fleetpulse.config import Duration
 
@@ -116,16 +117,14 @@ def _fsyncs_per_report(situation: str, options: argparse.Namespace) -> float | N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    arguments = parser(__doc__, "two hours, no drain: under 50 s")
+    arguments.add_argument(
+        "--interval", type=Duration.parse, default=Duration(15), help="between two reports"
     )
-    parser.add_argument("--interval", type=Duration.parse, default=Duration(15), help="between two reports")
-    parser.add_argument("--hours", type=float, default=4.0, help="how many to play and take the mean of")
-    parser.add_argument("--folder", type=Path, help="on the disk to be measured; default: this one")
-    parser.add_argument("--quick", action="store_true", help="two hours, no drain: under 50 s")
-    parser.add_argument("--json", action="store_true", help="print nothing but the last line")
-    parser.add_argument("--play", choices=SITUATIONS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    arguments.add_argument("--hours", type=float, default=4.0, help="how many to play and take the mean of")
+    arguments.add_argument("--folder", type=Path, help="on the disk to be measured; default: this one")
+    arguments.add_argument("--play", choices=SITUATIONS, help=argparse.SUPPRESS)
+    options = arguments.parse_args()
     if options.play:
         print(json.dumps(play(options.play, options.folder, options.interval, options.hours)))
         return
@@ -142,16 +141,10 @@ def main() -> None:
     if not options.json:
         _print_table(found)
     goals = [
-        {
-            "name": f"bytes to disk in an hour, {situation}",
-            "value": found[situation]["to_disk_per_hour"],
-            "op": "<=",
-            "goal": _GOAL,
-            "met": found[situation]["to_disk_per_hour"] <= _GOAL,
-        }
+        Goal(f"bytes to disk in an hour, {situation}", found[situation]["to_disk_per_hour"], "<=", _GOAL)
         for situation in ("steady", "outage")
     ]
-    print(json.dumps({"benchmark": "spool", "interval_s": float(options.interval), **found, "goals": goals}))
+    print_result("spool", goals, interval_s=float(options.interval), **found)
 
 
 def _print_table(found: dict[str, dict[str, Any]]) -> None:
