@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from statistics import quantiles
 
 import grpc
@@ -62,6 +63,7 @@ class Host:
         )
         self.change = change
         self.seq = 0
+        self.changes = 0
         self.full = False
 
     def messages(self) -> Iterator[pb.StreamRequest]:
@@ -72,6 +74,7 @@ class Host:
             values[self.random.randrange(2, LAYOUT.series_count)] = self.random.uniform(0.1, 0.6)
             if self.random.random() < self.change:
                 self.full = not self.full
+                self.changes += 1
             values[0] = 0.9 if self.full else 0.3
             report = Report(self.seq, int(time.time() * 1000), LAYOUT, tuple(values))
             yield convert.encode_batch([convert.encode_report(report)])
@@ -126,7 +129,8 @@ async def _channel(address: str, host: Host, enroller: Enroller | None) -> grpc.
 
 async def _run(arguments: argparse.Namespace) -> None:
     window = Window()
-    hosts = [Host(number, arguments.seed, arguments.change) for number in range(arguments.streams)]
+    numbers = range(arguments.first, arguments.first + arguments.streams)
+    hosts = [Host(number, arguments.seed, arguments.change) for number in numbers]
     enroller = Enroller.from_options(arguments)
     channels = [await _channel(arguments.address, host, enroller) for host in hosts]
     streams = [
@@ -148,6 +152,9 @@ async def _run(arguments: argparse.Namespace) -> None:
     await asyncio.gather(*streams)
     for channel in channels:
         await channel.close()
+    if arguments.ledger:
+        sent = {host.hello.host_id: (host.seq, host.changes) for host in hosts}
+        arguments.ledger.write_text(json.dumps(sent), encoding="ascii")
     cuts = quantiles(window.latencies, n=100)
     print(
         json.dumps(
@@ -167,11 +174,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address")
     parser.add_argument("--streams", type=int, default=1000)
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first host: another for each load that runs"
+    )
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--warm-up", type=float, default=3)
     parser.add_argument("--change", type=float, default=0.01, help="share of reports that change a state")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--echo", action="store_true", help="the other end sends back what it gets")
+    parser.add_argument(
+        "--ledger", type=Path, metavar="FILE", help="write each host's last seq, all acked, and its changes"
+    )
     add_enrolment_options(parser)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
