@@ -1,15 +1,19 @@
-"""How large the machines have to be: a table computed from what the benchmarks measured.
+"""How large the machines have to be: tables computed from what the benchmarks measured.
 
     python -m bench.sizing [--results bench/results.json] [--utilisation 0.5] [--events 10] [--retention 365]
 
-Takes no measurement of its own; `python -m bench` makes the file of results. Prints markdown.
+Takes no measurement of its own; `python -m bench` makes the file of results. A report costs the less the more of them
+come, because a commit is shared by all that are waiting: between two rates that were measured, the cost is taken
+to change evenly with the logarithm of the rate; outside, to stay. Prints markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,18 +22,21 @@ INTERVALS = (15, 30, 60)
 FLEETS = (1_000, 10_000, 100_000)
 _DAY = 86_400
 _CHANGE = 0.01  # share of the reports that change a state
+_PACES = ("at_1000_hosts", "at_10000_hosts")  # of bench.rows
+
+Curve = tuple[tuple[float, float], ...]
+"""Reports a second, ascending, and what one costs there; empty: not measured."""
 
 
 class Costs(NamedTuple):
-    """What was measured: CPU in microseconds a report, memory in kB a stream, bytes and rows a report, bytes an
-    event. None: not measured."""
+    """Of a report: CPU in microseconds, rows, bytes. Of a stream: memory in kB. Of an event: bytes."""
 
-    collector_us: float
-    database_us: float
-    stream_kb: float | None = None
+    collector_us: Curve
+    database_us: Curve
+    log_bytes: Curve = ()
+    disk_bytes: Curve = ()
     rows: float | None = None
-    log_bytes: float | None = None
-    data_bytes: float | None = None
+    stream_kb: float | None = None
     event_bytes: float | None = None
 
 
@@ -44,17 +51,21 @@ def costs(results: Mapping[str, Any]) -> Costs:
         raise NotMeasured(f"ingest, with a change in {_CHANGE:.0%} of the reports")
     best = min(variants, key=lambda row: row["collector_us"] + row["database_us"])
     rows = results.get("rows", {})
-    # At the pace of a fleet batches are small, and bytes a report more: those are what a disk gets.
-    paced = rows.get("paced", {})
+    paced = [rows[name] for name in _PACES if name in rows]
+    fastest = [rows["one_percent"]] if "one_percent" in rows else []
     return Costs(
-        best["collector_us"],
-        best["database_us"],
+        (*_curve(paced, "writer_us"), (best["reports_per_s"], best["collector_us"])),
+        (*_curve(paced, "database_us"), (best["reports_per_s"], best["database_us"])),
+        _curve([*paced, *fastest], "log_bytes"),
+        _curve([*paced, *fastest], "disk_bytes"),
+        max((row["rows"] for row in (*paced, *fastest)), default=None),
         next(find(results.get("herd", {}), "kb_per_stream"), None),
-        paced.get("rows"),
-        paced.get("log_bytes"),
-        paced.get("data_bytes"),
         rows.get("event_bytes"),
     )
+
+
+def _curve(rows: Sequence[Mapping[str, float]], figure: str) -> Curve:
+    return tuple((row["reports_per_s"], row[figure]) for row in rows)
 
 
 def find(results: object, key: str) -> Iterator[float]:
@@ -71,19 +82,29 @@ def find(results: object, key: str) -> Iterator[float]:
         yield from find(one, key)
 
 
-def hosts_per_core(microseconds: float, interval: float, utilisation: float) -> int:
-    """How many hosts that report every `interval` seconds one core serves when it is in use to that share."""
-    return int(utilisation * interval * 1e6 / microseconds)
+def cost_at(curve: Curve, rate: float) -> float:
+    """What a report costs where so many come in a second."""
+    if rate <= curve[0][0]:
+        return curve[0][1]
+    for (low, before), (high, after) in pairwise(curve):
+        if rate <= high:
+            share = math.log(rate / low) / math.log(high / low)
+            return before + share * (after - before)
+    return curve[-1][1]
 
 
-def cores(hosts: int, microseconds: float, interval: float, utilisation: float) -> float:
-    """How many cores so many hosts take at that share."""
-    return hosts / interval * microseconds / 1e6 / utilisation
+def cores(curve: Curve, rate: float) -> float:
+    """How many cores so many reports a second keep busy, of a curve in microseconds."""
+    return rate * cost_at(curve, rate) / 1e6
 
 
-def reports_a_day(hosts: int, interval: float) -> float:
-    """Of all hosts."""
-    return hosts * _DAY / interval
+def rate_of_core(curve: Curve, utilisation: float) -> float:
+    """Reports a second that keep one core busy to that share."""
+    low, high = 0.0, 1e9
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cores(curve, middle) < utilisation else (low, middle)
+    return low
 
 
 def event_disk(hosts: int, events: float, retention: float, event_bytes: float) -> float:
@@ -103,48 +124,49 @@ def size(count: float) -> str:
 def capacity_table(measured: Costs, utilisation: float) -> str:
     """Hosts a core, of the collector and of the database."""
     lines = [
-        f"| hosts per core at {utilisation:.0%} | {' | '.join(f'every {s} s' for s in INTERVALS)} |",
-        f"| --- |{' ---: |' * len(INTERVALS)}",
+        f"| hosts per core in use to {utilisation:.0%} | us a report | {' | '.join(f'every {s} s' for s in INTERVALS)} |",
+        f"| --- | ---: |{' ---: |' * len(INTERVALS)}",
     ]
-    for name, microseconds in (("collector", measured.collector_us), ("database", measured.database_us)):
-        counts = [f"{hosts_per_core(microseconds, interval, utilisation):,}" for interval in INTERVALS]
-        lines.append(f"| {name} ({microseconds:.0f} us a report) | {' | '.join(counts)} |")
+    for name, curve in (("collector", measured.collector_us), ("database", measured.database_us)):
+        rate = rate_of_core(curve, utilisation)
+        counts = [f"{round(rate * interval, -2):,.0f}" for interval in INTERVALS]
+        lines.append(f"| {name} | {cost_at(curve, rate):.0f} | {' | '.join(counts)} |")
     return "\n".join(lines)
 
 
-def fleet_table(measured: Costs, utilisation: float, events: float, retention: float) -> str:
+def fleet_table(measured: Costs, events: float, retention: float) -> str:
     """What fleets of some sizes take."""
     columns = (
-        *("hosts", "every", "reports/s", "collector cores", "database cores", "memory of the streams"),
-        *("rows written a day", "redo log a day", "data files a day", "events on disk"),
+        *("hosts", "every", "reports/s", "collector cores busy", "database cores busy", "memory of streams"),
+        *("rows a day", "redo log a day", "disk writes a day", "events on disk"),
     )
     lines = [f"| {' | '.join(columns)} |", f"|{' ---: |' * len(columns)}"]
-    for hosts in FLEETS:
-        for interval in INTERVALS:
-            reports = reports_a_day(hosts, interval)
-            on_disk = (
-                None
-                if measured.event_bytes is None
-                else event_disk(hosts, events, retention, measured.event_bytes)
-            )
-            cells = (
-                f"{hosts:,}",
-                f"{interval} s",
-                f"{hosts / interval:.0f}",
-                f"{cores(hosts, measured.collector_us, interval, utilisation):.2f}",
-                f"{cores(hosts, measured.database_us, interval, utilisation):.2f}",
-                _size_of(measured.stream_kb, hosts * 1000),
-                "-" if measured.rows is None else f"{measured.rows * reports / 1e6:,.1f} million",
-                _size_of(measured.log_bytes, reports),
-                _size_of(measured.data_bytes, reports),
-                "-" if on_disk is None else size(on_disk),
-            )
-            lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        f"| {' | '.join(_fleet_row(measured, hosts, interval, events, retention))} |"
+        for hosts in FLEETS
+        for interval in INTERVALS
+    ]
     return "\n".join(lines)
 
 
-def _size_of(each: float | None, count: float) -> str:
-    return "-" if each is None else size(each * count)
+def _fleet_row(
+    measured: Costs, hosts: int, interval: float, events: float, retention: float
+) -> tuple[str, ...]:
+    rate = hosts / interval
+    reports = rate * _DAY
+    kept = measured.event_bytes
+    return (
+        f"{hosts:,}",
+        f"{interval} s",
+        f"{rate:.0f}",
+        f"{cores(measured.collector_us, rate):.2f}",
+        f"{cores(measured.database_us, rate):.2f}",
+        "-" if measured.stream_kb is None else size(measured.stream_kb * 1000 * hosts),
+        "-" if measured.rows is None else f"{measured.rows * reports / 1e6:,.1f} million",
+        size(cost_at(measured.log_bytes, rate) * reports) if measured.log_bytes else "-",
+        size(cost_at(measured.disk_bytes, rate) * reports) if measured.disk_bytes else "-",
+        "-" if kept is None else size(event_disk(hosts, events, retention, kept)),
+    )
 
 
 def main() -> None:
@@ -165,9 +187,9 @@ def main() -> None:
     print(capacity_table(measured, options.utilisation))
     print(
         f"\n{_CHANGE:.0%} of the reports change something; {options.events:g} events a host and day, kept for "
-        f"{options.retention:g} days; bytes are those of batches at a fleet's pace.\n"
+        f"{options.retention:g} days.\n"
     )
-    print(fleet_table(measured, options.utilisation, options.events, options.retention))
+    print(fleet_table(measured, options.events, options.retention))
 
 
 if __name__ == "__main__":

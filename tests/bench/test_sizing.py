@@ -1,4 +1,4 @@
-"""The sizing table: arithmetic on results, whichever of them are there."""
+"""The sizing tables: arithmetic on results, whichever of them are there."""
 
 from __future__ import annotations
 
@@ -13,26 +13,51 @@ from bench import sizing
 
 INGEST = {
     "variants": [
-        {"change": 1.0, "collector_us": 900.0, "database_us": 900.0},
-        {"change": 0.01, "collector_us": 300.0, "database_us": 110.0},
-        {"change": 0.01, "collector_us": 200.0, "database_us": 100.0},
+        {"change": 1.0, "reports_per_s": 1000.0, "collector_us": 900.0, "database_us": 900.0},
+        {"change": 0.01, "reports_per_s": 3000.0, "collector_us": 300.0, "database_us": 110.0},
+        {"change": 0.01, "reports_per_s": 4000.0, "collector_us": 200.0, "database_us": 100.0},
     ]
 }
 ROWS = {
     "calm": {"rows": 2.0},
-    "paced": {"rows": 2.02, "log_bytes": 1500, "data_bytes": 4000},
+    "one_percent": {"reports_per_s": 3500.0, "rows": 2.02, "log_bytes": 900, "disk_bytes": 1500},
+    "at_1000_hosts": {
+        "reports_per_s": 40.0,
+        "rows": 2.04,
+        "log_bytes": 1500,
+        "disk_bytes": 20_000,
+        "writer_us": 800.0,
+        "database_us": 700.0,
+    },
+    "at_10000_hosts": {
+        "reports_per_s": 400.0,
+        "rows": 2.03,
+        "log_bytes": 1200,
+        "disk_bytes": 8000,
+        "writer_us": 500.0,
+        "database_us": 400.0,
+    },
     "event_bytes": 250,
 }
 HERD = {"variants": [{"hosts": 5000, "kb_per_stream": 42.5}], "goals": []}
 ALL = {"ingest": INGEST, "rows": ROWS, "herd": HERD}
+CURVE = ((40.0, 700.0), (400.0, 400.0), (4000.0, 100.0))
 
 
-def test_costs_are_those_of_the_best_variant_with_one_percent_change():
-    assert sizing.costs(ALL) == sizing.Costs(200.0, 100.0, 42.5, 2.02, 1500, 4000, 250)
+def test_costs_are_those_of_the_paces_and_of_the_best_variant_with_one_percent_change():
+    assert sizing.costs(ALL) == sizing.Costs(
+        collector_us=((40.0, 800.0), (400.0, 500.0), (4000.0, 200.0)),
+        database_us=CURVE,
+        log_bytes=((40.0, 1500), (400.0, 1200), (3500.0, 900)),
+        disk_bytes=((40.0, 20_000), (400.0, 8000), (3500.0, 1500)),
+        rows=2.04,
+        stream_kb=42.5,
+        event_bytes=250,
+    )
 
 
-def test_what_was_not_measured_is_none():
-    assert sizing.costs({"ingest": INGEST}) == sizing.Costs(200.0, 100.0)
+def test_what_was_not_measured_is_left_out():
+    assert sizing.costs({"ingest": INGEST}) == sizing.Costs(((4000.0, 200.0),), ((4000.0, 100.0),))
 
 
 @pytest.mark.parametrize("results", [{}, {"ingest": {"variants": INGEST["variants"][:1]}}])
@@ -46,19 +71,21 @@ def test_the_outermost_figure_of_a_name_is_found():
     assert list(sizing.find({"kb": "many"}, "kb")) == []
 
 
-def test_a_core_in_half_use_serves_half_of_what_it_could():
-    assert sizing.hosts_per_core(200, 15, 1.0) == 75_000
-    assert sizing.hosts_per_core(200, 15, 0.5) == 37_500
-    assert sizing.hosts_per_core(200, 60, 0.5) == 4 * 37_500
+@pytest.mark.parametrize(
+    ("rate", "cost"),
+    [(1, 700), (40, 700), (40 * 10**0.5, 550), (400, 400), (400 * 10**0.5, 250), (4000, 100), (1e6, 100)],
+)
+def test_a_cost_between_two_rates_goes_with_the_logarithm(rate, cost):
+    assert sizing.cost_at(CURVE, rate) == pytest.approx(cost)
 
 
-def test_cores_and_hosts_per_core_agree():
-    hosts = sizing.hosts_per_core(200, 15, 0.5)
-    assert sizing.cores(hosts, 200, 15, 0.5) == pytest.approx(1)
+def test_cores_are_rate_times_cost():
+    assert sizing.cores(CURVE, 400) == pytest.approx(0.16)
 
 
-def test_a_day_has_5760_reports_every_15_seconds():
-    assert sizing.reports_a_day(10, 15) == 57_600
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 1.0])
+def test_the_rate_of_a_core_keeps_it_busy_to_that_share(share):
+    assert sizing.cores(CURVE, sizing.rate_of_core(CURVE, share)) == pytest.approx(share)
 
 
 def test_events_take_what_is_kept():
@@ -72,20 +99,24 @@ def test_sizes_are_in_thousands(count, text):
     assert sizing.size(count) == text
 
 
-def test_the_tables_are_markdown_with_as_many_cells_in_every_row():
-    for table in (
-        sizing.capacity_table(sizing.costs(ALL), 0.5),
-        sizing.fleet_table(sizing.costs(ALL), 0.5, 10, 365),
-        sizing.fleet_table(sizing.Costs(200, 100), 0.5, 10, 365),
-    ):
+@pytest.mark.parametrize("results", [ALL, {"ingest": INGEST}])
+def test_the_tables_are_markdown_with_as_many_cells_in_every_row(results):
+    measured = sizing.costs(results)
+    for table in (sizing.capacity_table(measured, 0.5), sizing.fleet_table(measured, 10, 365)):
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
-def test_a_fleet_of_10000_every_15_seconds():
-    table = sizing.fleet_table(sizing.costs(ALL), 0.5, 10, 365)
-    [row] = [line for line in table.splitlines() if line.startswith("| 10,000 | 15 s |")]
-    assert row == (
-        "| 10,000 | 15 s | 667 | 0.27 | 0.13 | 425 MB | 116.4 million | 86.4 GB | 230 GB | 9.12 GB |"
+def test_hosts_per_core_grow_with_the_interval():
+    table = sizing.capacity_table(sizing.costs({"ingest": INGEST}), 0.5)
+    assert "| collector | 200 | 37,500 | 75,000 | 150,000 |" in table
+    assert "| database | 100 | 75,000 | 150,000 | 300,000 |" in table
+
+
+def test_a_fleet_that_reports_400_times_a_second():
+    measured = sizing.costs(ALL)
+    assert sizing._fleet_row(measured, 6000, 15, 10, 365) == (
+        *("6,000", "15 s", "400", "0.20", "0.16", "255 MB"),
+        *("70.5 million", "41.5 GB", "276 GB", "5.47 GB"),
     )
 
 
@@ -106,4 +137,3 @@ def test_it_prints_both_tables(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("every 15 s") == 1
     assert done.stdout.count("| 100,000 |") == len(sizing.INTERVALS)
-    assert "| collector (200 us a report) | 37,500 | 75,000 | 150,000 |" in done.stdout
