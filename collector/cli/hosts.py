@@ -39,7 +39,7 @@ _PRESENCE_STYLES = {
 class Hosts:
     """Hosts by name; `states` holds the worst check state of those that ever reported.
 
-    `certificates` is read only where it is shown.
+    `labels` and `certificates` are read only where they are shown.
     """
 
     listening: Listening
@@ -138,12 +138,14 @@ def list_hosts(
     site: Ssh,
     *,
     only_conflicts: bool = False,
-    with_certificates: bool = False,
+    in_full: bool = False,
 ) -> Hosts:
-    """The hosts that match, by name."""
+    """The hosts that match, by name; `in_full` with their labels and certificates."""
     listening = load_listening(tx)
     in_conflict = frozenset(load_conflicts(tx))
-    hosts = reading.load_hosts(tx, wanted)
+    # Which hosts match on anything else is found out here, and takes all of them.
+    takes_all = bool(wanted_states or wanted_presences or only_conflicts)
+    hosts = reading.load_hosts(tx, wanted, None if takes_all else limit)
     if only_conflicts:
         hosts = [host for host in hosts if host.host in in_conflict]
     counts = reading.load_check_counts(tx, [host.host for host in hosts])
@@ -165,12 +167,12 @@ def list_hosts(
     return Hosts(
         listening,
         shown,
-        len(matching),
+        len(matching) if takes_all or limit is None else reading.count_hosts(tx, wanted),
         states,
         reading.load_groups(tx, numbers),
-        load_labels(tx, numbers),
+        load_labels(tx, numbers) if in_full else {},
         in_conflict,
-        reading.load_current_certificates(tx, numbers) if with_certificates else {},
+        reading.load_current_certificates(tx, numbers) if in_full else {},
         {host: source(diagnoses.get(host), polled=host in polled) for host in numbers},
     )
 
@@ -242,7 +244,7 @@ def command(
             limit,
             session.loaded.config.ssh,
             only_conflicts=conflict,
-            with_certificates=as_json,
+            in_full=as_json,
         )
     return session.answer(found, as_json=as_json)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import NamedTuple, Protocol
 
 from collector.core.render import escape
@@ -62,6 +63,7 @@ def summary(state: State, text: str) -> Line:
     return line(state_cell(state), f": {text}")
 
 
+@cache
 def state_cell(state: State | None) -> Cell:
     """A state by its name, "-" for none."""
     return Cell("-", "dim") if state is None else Cell(state.name, state.name.lower())
@@ -88,13 +90,13 @@ def to_json(value: object, *, indent: int | None = None) -> str:
 def _plain_block(block: Line | Table) -> Iterable[str]:
     if isinstance(block, Line):
         return [plain_line(block)]
-    rows = [[escape(cell.text) for cell in row] for row in block.rows]
+    rows = [tuple([escape(cell.text) for cell in row]) for row in block.rows]
     if any(block.headings):
-        rows.insert(0, list(block.headings))
+        rows.insert(0, block.headings)
     if not rows:
         return []
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    template = "  ".join(f"%-{max(map(len, column))}s" for column in zip(*rows, strict=True))
+    return [(template % row).rstrip() for row in rows]
 
 
 def _finite(value: object) -> object:

@@ -6,6 +6,7 @@ Everything that a host says is data: `escape` stands between it and a terminal.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SPANS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"))
@@ -18,6 +19,7 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+@lru_cache(maxsize=1024)  # of a fleet's intervals and times-to-live, most are the same
 def duration(ms: float) -> str:
     """A duration in its two largest units: "45s", "3m 12s", "2d 4h"; below ten seconds "3.2s"."""
     if ms < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 
 from collector.core.silence import Presence
 from fleetpulse.model import State
@@ -20,6 +21,7 @@ def worst(states: Iterable[State]) -> State:
     return max(states, key=lambda state: state.severity, default=State.OK)
 
 
+@cache  # asked for every host of a fleet, with one of sixteen answers
 def host_state(presence: Presence, checks: State) -> State:
     """How a host stands: the worse of its silence and of the worst state that its checks last had."""
     return worst((_OF_PRESENCE[presence], checks))

@@ -95,12 +95,13 @@ def load_silent(tx: Transaction, listening: Listening, wanted: Selection = ALL) 
     return [_line(row) for row in rows]
 
 
-def load_hosts(tx: Transaction, wanted: Selection = ALL) -> list[HostLine]:
-    """Every host, by name."""
+def load_hosts(tx: Transaction, wanted: Selection = ALL, limit: int | None = None) -> list[HostLine]:
+    """Every host, or the first `limit`, by name."""
     conditions, parameters = within(wanted)
     rows = tx.query(
-        f"SELECT {_COLUMNS} {_HOSTS} WHERE 1 = 1{conditions} ORDER BY h.hostname, h.host_id",
-        parameters,
+        f"SELECT {_COLUMNS} {_HOSTS} WHERE 1 = 1{conditions} ORDER BY h.hostname, h.host_id"
+        + ("" if limit is None else " LIMIT %s"),
+        parameters if limit is None else (*parameters, limit),
     )
     return [_line(row) for row in rows]
 

@@ -469,6 +469,11 @@ def test_hosts_by_name(fleet: Fleet, cli: Cli) -> None:
     assert names("--group", "g") == ["b"]
     assert names("--limit", "2") == ["a", "b"]
     assert "and 1 more host\n" in cli("hosts", "--limit", "2").out
+    assert cli("hosts", "--json", "--limit", "1").json["hosts_matching"] == 3
+    # Whether it is one of the first is not known before it is looked for.
+    assert names("--state", "ok", "--limit", "1") == ["c"]
+    assert cli("hosts", "--json", "--group", "g", "--limit", "1").json["hosts_matching"] == 1
+    assert names("--presence", "stale", "--limit", "1") == ["c"]
 
 
 # --- show ---
