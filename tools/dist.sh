@@ -37,7 +37,7 @@ quiet_pip() {
 }
 
 pack() {
-    tar -C "$1" --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -czf "$dist/$2.part" "$3"
+    tar -C "$1" --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime=@0 -czf "$dist/$2.part" "$3"
     mv "$dist/$2.part" "$dist/$2"
     say "$dist/$2 ($(du -h "$dist/$2" | cut -f1))"
 }
@@ -45,8 +45,8 @@ pack() {
 # Sets `target`, the words by which pip is told for which machines to choose.
 choose() {
     target="--python-version $1 --implementation cp --only-binary=:all:"
-    # Any of these is older than, or as old as, what Debian 12 and Ubuntu 24.04 have.
-    for glibc in 2_36 2_34 2_31 2_28 2_27 2_24 2_17; do
+    # Nothing newer than what RHEL 8 has: the oldest C library that all that is needed has wheels for.
+    for glibc in 2_28 2_27 2_24 2_17; do
         target="$target --platform manylinux_${glibc}_$2"
     done
     target="$target --platform manylinux2014_$2 --platform linux_$2 --platform any"

@@ -66,15 +66,18 @@ def build(folder: Path) -> None:
         )
 
 
+def archive(name: str, version: str) -> str:
+    """What a release's archive is called."""
+    return f"fleetpulse-{name}-{version}-cp{PYTHON.replace('.', '')}-{os.uname().machine}.tar.gz"
+
+
 def repack(folder: Path, name: str, version: str, edits: Edits | None = None) -> None:
     """Make an archive of another version from this checkout's, with other text in some files."""
-    suffix = f"cp{PYTHON.replace('.', '')}-{os.uname().machine}.tar.gz"
     site_packages = f"./lib/python{PYTHON}/site-packages/"
     changes = {_VERSION_FILE: (__version__, version), **(edits or {})}
-    made = folder / f"fleetpulse-{name}-{version}-{suffix}"
     with (
-        tarfile.open(folder / f"fleetpulse-{name}-{__version__}-{suffix}") as source,
-        tarfile.open(made, "w:gz", compresslevel=1) as target,
+        tarfile.open(folder / archive(name, __version__)) as source,
+        tarfile.open(folder / archive(name, version), "w:gz", compresslevel=1) as target,
     ):
         left = set(changes)
         for member in source:

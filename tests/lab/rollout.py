@@ -30,9 +30,9 @@ from tests.soak.stored import CHANGES, MARKS, numbers_of, read_changes, read_mar
 from tests.soak.world import RULE
 
 PORT = 18443
-SECRETS = {
+_PASSWORDS = {
     "fleetpulse_database_password": "pass'word 1",
-    "fleetpulse_database_upgrade_password": 'pass"word 2',
+    "fleetpulse_database_upgrade_password": 'pass"\\word 2',
 }
 _PLAYBOOKS = ROOT / "deploy" / "ansible"
 _RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
@@ -83,6 +83,7 @@ class Site:
         self.printed = ""
         """All that Ansible has printed."""
         self._agent_version = releases.PREVIOUS
+        self._passwords = _PASSWORDS
         self._inventory = folder / "inventory.json"
         self._rules = folder / "rules.toml"
         self._rules.write_text(RULE)
@@ -96,6 +97,16 @@ class Site:
     @agent_version.setter
     def agent_version(self, version: str) -> None:
         self._agent_version = version
+        self._write_inventory()
+
+    @property
+    def passwords(self) -> dict[str, str]:
+        """Of the database's accounts, by variable."""
+        return self._passwords
+
+    @passwords.setter
+    def passwords(self, passwords: dict[str, str]) -> None:
+        self._passwords = passwords
         self._write_inventory()
 
     @contextmanager
@@ -266,7 +277,7 @@ class Site:
                     "ansible_control_path_dir": str(self.folder / "cp"),
                     "fleetpulse_rules": str(self._rules),
                     "fleetpulse_collector_config": {"ssh": {"interval": "2s", "fallback_interval": "2s"}},
-                    **SECRETS,
+                    **self._passwords,
                 },
             },
             "fleetpulse_collector": {"hosts": {self.collector.name: {}}},
@@ -294,6 +305,12 @@ class Site:
 def make_old(machine: Machine) -> None:
     """Take the machine's Python away, as if its distribution had none that is new enough."""
     machine.exec("sh", "-c", "chmod 000 /usr/bin/python3.[0-9]*")
+
+
+def make_strict(machine: Machine) -> None:
+    """Have root's new files closed to others, as hardening guides want it."""
+    line = "Defaults umask=0077, umask_override"
+    machine.exec("sh", "-c", f"echo '{line}' >/etc/sudoers.d/umask && chmod 440 /etc/sudoers.d/umask")
 
 
 def traces(machine: Machine) -> dict[str, set[str]]:

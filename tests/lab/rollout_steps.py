@@ -15,6 +15,15 @@ NEXT, CRASHING, SILENT, DEAF = "9.0.0", "9.0.1", "9.0.2", "9.0.3"
 _SECRET = re.compile(rf"pass.{{1,6}}word [12]|{PREFIX}[\w-]{{20}}")
 
 
+def check_from_nothing(site: Site) -> None:
+    """Check mode says what would be done where nothing is done yet."""
+    with site.step("check mode on machines that have nothing"):
+        played = site.play("site", "--check")
+    assert played.failed == []
+    assert played.changed["h1"] > 0
+    assert site.agents[0].exec("test", "-e", "/opt/fleetpulse", check=False).returncode == 1
+
+
 def roll_out_from_nothing(site: Site) -> None:
     """A collector of this release, agents of the one before it, and a machine that gets none."""
     with site.step("database and collector") as notes:
@@ -36,7 +45,7 @@ def roll_out_from_nothing(site: Site) -> None:
     assert hosts[site.old.name]["source"] == "ssh"
     assert {group for host in hosts.values() for group in host["groups"]} == {"odd", "even", "labs"}
     assert all(host["labels"] == {"site": "berlin"} for host in hosts.values())
-    _expect_no_secret(site)
+    expect_no_secret(site)
 
 
 def change_nothing_again(site: Site) -> None:
@@ -109,7 +118,7 @@ def switch_off(site: Site) -> None:
     machine = site.agents[0]
     with site.step("a machine that is off: named, the others go on"):
         machine.power_off()
-        played = site.play("rollout", check=False, fleetpulse_verify_timeout="30s")
+        played = site.play("upgrade", check=False, fleetpulse_verify_timeout="30s")
         machine.start()
         site.wait_for_reports([machine])
     assert played.code != 0
@@ -178,6 +187,69 @@ def go_back_from_a_bad_collector(site: Site) -> None:
     _expect_all_stored(site, site.agents, before)
 
 
+def cut_a_switch_short(site: Site) -> None:
+    """A switch that is killed on its way, to a release that does not do, is brought to its end by the next run."""
+    machine = site.agents[0]
+    bad = f"/opt/fleetpulse/agent/releases/{SILENT}"
+    with site.step("a switch that is killed half-way: judged by the next run"):
+        releases.repack(site.dist, "agent", SILENT, releases.SAYS_NOTHING)
+        name = releases.archive("agent", SILENT)
+        machine.exec("mkdir", bad)
+        machine.exec("tar", "-xzf", "-", "-C", bad, input=(site.dist / name).read_bytes(), text=False)
+        machine.exec("sh", f"{bad}/libexec/prepare", "/usr/bin/python3.11")
+        machine.exec("systemd-run", "--unit=switching", f"{bad}/libexec/activate", "600")
+        wait_until(lambda: site.versions()[machine.name] == SILENT, what="the switch")
+        machine.exec("systemctl", "kill", "--signal=KILL", "switching")
+        played = site.play(
+            "rollout",
+            "--limit",
+            machine.name,
+            check=False,
+            fleetpulse_version=SILENT,
+            fleetpulse_report_timeout=10,
+        )
+        assert f"{__version__} runs again" in played.output
+        assert site.versions()[machine.name] == __version__
+        site.wait_for_reports([machine])
+
+
+def lose_the_interpreter(site: Site) -> None:
+    """A release that does not run any more, as after an upgrade of the distribution, is installed anew."""
+    machine = site.agents[-1]
+    with site.step("a release without its interpreter: installed anew"):
+        machine.exec("rm", f"/opt/fleetpulse/agent/releases/{__version__}/bin/python3.11")
+        machine.exec("systemctl", "restart", UNIT, check=False)
+        site.play("rollout", "--limit", machine.name)
+        site.wait_for_reports([machine])
+
+
+def refuse_settings_that_do_not_do(site: Site) -> None:
+    """Settings that keep a collector from listening are put back."""
+    before = site.collector.exec("cat", "/etc/fleetpulse/collector.toml").stdout
+    with site.step("settings of the collector that do not do: put back"):
+        played = site.play(
+            "collector",
+            check=False,
+            fleetpulse_collector_config={"listen": "192.0.2.1:18443"},
+            fleetpulse_listen_timeout=15,
+        )
+        assert played.code != 0
+        assert "put back the settings" in played.output
+        assert site.collector.exec("cat", "/etc/fleetpulse/collector.toml").stdout == before
+        site.wait_for_reports(site.agents)
+
+
+def change_the_password(site: Site) -> None:
+    """A new password of the database is taken up, with no connection left that knows the old one."""
+    with site.step("another password of the database"):
+        site.passwords = {name: f"{password} new" for name, password in site.passwords.items()}
+        site.play("collector")
+        own = "SELECT id FROM information_schema.PROCESSLIST WHERE user = 'fleetpulse'"
+        for (connection,) in site.query(own):
+            site.query(f"KILL {connection}")
+        site.wait_for_reports(site.agents)
+
+
 def install_anew(site: Site) -> None:
     """A machine whose disk was made anew gets its record back."""
     machine = site.agents[-1]
@@ -197,8 +269,16 @@ def install_anew(site: Site) -> None:
     assert site.json("stale")["conflicts"] == []
 
 
+def expect_no_secret(site: Site) -> None:
+    """No token and no password in what Ansible printed, nor in any machine's journal."""
+    assert not _SECRET.search(site.printed)
+    for machine in (site.collector, site.database, *site.agents):
+        assert not _SECRET.search(machine.exec("journalctl", "--no-pager", "-o", "cat").stdout)
+
+
 def uninstall(site: Site, before: dict[str, dict[str, set[str]]]) -> None:
     """Nothing is left that was not there before; MariaDB is the distribution's."""
+    expect_no_secret(site)
     with site.step("uninstall: nothing is left"):
         site.play("uninstall", fleetpulse_everything=True)
         for machine in site.lab.machines:
@@ -260,11 +340,3 @@ def _last_made(machine: Machine) -> tuple[int, int]:
 
 def _shown(machine: Machine, value: str) -> str:
     return str(machine.exec("systemctl", "show", "--value", f"--property={value}", UNIT).stdout).strip()
-
-
-def _expect_no_secret(site: Site) -> None:
-    """No token and no password in what Ansible printed, nor in any machine's journal."""
-    # The command line that the test itself notes there has the passwords.
-    assert not _SECRET.search(site.printed)
-    for machine in (site.collector, *site.agents):
-        assert not _SECRET.search(machine.exec("journalctl", "--no-pager", "-o", "cat").stdout)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.conftest import require
 from tests.lab import releases
 from tests.lab.machines import Lab, make_rootfs, missing_parts
-from tests.lab.rollout import Site, make_old
+from tests.lab.rollout import Site, make_old, make_strict
 from tests.processes import ROOT
 
 SUMMARY = ROOT / "var" / "lab" / "summary"
@@ -25,6 +25,7 @@ def managed_lab(machines: int, folder: Path, database: str) -> Iterator[Site]:
     with Lab(machines + 1, is_bare=True) as lab:
         site = Site(lab, folder, database)
         make_old(site.old)
+        make_strict(site.agents[0])
         try:
             yield site
         finally:

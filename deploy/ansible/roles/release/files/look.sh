@@ -31,9 +31,19 @@ echo "newest=$newest"
 echo "pythons=$pythons"
 
 [ ! -L "$home/$program/current" ] || echo "current=$(basename "$(readlink "$home/$program/current")")"
-echo "releases=$(cd "$home/$program/releases" 2>/dev/null && echo *)"
+# Those that run: an interpreter may have gone with an upgrade of the distribution.
+releases=''
+for release in "$home/$program"/releases/*; do
+    if "$release/bin/python" -I -c '' 2>/dev/null; then releases="$releases $(basename "$release")"; fi
+done
+echo "releases=$releases"
 echo "active=$(systemctl is-active "fleetpulse-$program" 2>/dev/null)"
 echo "enabled=$(systemctl is-enabled "fleetpulse-$program" 2>/dev/null)"
+# A switch that was cut short, and settings that are newer than the service's last start.
+[ ! -s "$home/$program/unjudged" ] || echo "unjudged=yes"
+newer=$(find "/etc/fleetpulse/$program.toml" "/etc/systemd/system/fleetpulse-$program.service.d" \
+    /etc/fleetpulse/database.password -type f -newer "$home/$program/activated" 2>/dev/null)
+[ -z "$newer" ] || echo "behind=yes"
 # A certificate that the collector has refused for good is none.
 [ ! -s $state/host.pem ] || [ -e $state/refused ] || echo "enrolled=yes"
 [ ! -d /etc/fleetpulse ] || echo "configured=yes"
