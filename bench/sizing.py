@@ -3,8 +3,8 @@
     python -m bench.sizing [--results bench/results.json] [--utilisation 0.5] [--events 10] [--retention 365]
 
 Takes no measurement of its own; `python -m bench` makes the file of results. A report costs the less the more of them
-come, because a commit is shared by all that are waiting: between two rates that were measured, the cost is taken
-to change evenly with the logarithm of the rate; outside, to stay. Prints markdown.
+come, because a commit is shared by all that are waiting: between two rates that were measured, it is taken from a
+straight line on logarithmic scales; outside, to stay as it is. Prints markdown.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def cost_at(curve: Curve, rate: float) -> float:
     for (low, before), (high, after) in pairwise(curve):
         if rate <= high:
             share = math.log(rate / low) / math.log(high / low)
-            return before + share * (after - before)
+            return float(before * (after / before) ** share)
     return curve[-1][1]
 
 
