@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,8 @@ Curve = tuple[tuple[float, float], ...]
 
 
 class Costs(NamedTuple):
-    """Of a report: CPU in microseconds, rows, bytes. Of a stream: memory in kB. Of an event: bytes."""
+    """Of a report: CPU in microseconds, rows, bytes. Of a stream: memory in kB, beside that of a collector without
+    any in MB. Of an event: bytes."""
 
     collector_us: Curve
     database_us: Curve
@@ -37,6 +38,7 @@ class Costs(NamedTuple):
     disk_bytes: Curve = ()
     rows: float | None = None
     stream_kb: float | None = None
+    empty_mb: float = 0.0
     event_bytes: float | None = None
 
 
@@ -59,27 +61,20 @@ def costs(results: Mapping[str, Any]) -> Costs:
         _curve([*paced, *fastest], "log_bytes"),
         _curve([*paced, *fastest], "disk_bytes"),
         max((row["rows"] for row in (*paced, *fastest)), default=None),
-        next(find(results.get("herd", {}), "kb_per_stream"), None),
+        max(_in_herd(results, "stream_kb"), default=None),
+        max(_in_herd(results, "empty_mb"), default=0.0),
         rows.get("event_bytes"),
     )
 
 
+def _in_herd(results: Mapping[str, Any], figure: str) -> list[float]:
+    """Before and after each return of the fleet."""
+    herd = results.get("herd", {})
+    return [row[figure] for row in (herd.get("first", {}), *herd.get("variants", ())) if figure in row]
+
+
 def _curve(rows: Sequence[Mapping[str, float]], figure: str) -> Curve:
     return tuple((row["reports_per_s"], row[figure]) for row in rows)
-
-
-def find(results: object, key: str) -> Iterator[float]:
-    """Every number under this key, however deep, from the outermost on."""
-    if isinstance(results, Mapping):
-        if isinstance(results.get(key), (int, float)):
-            yield results[key]
-        inner: Sequence[object] = list(results.values())
-    elif isinstance(results, list):
-        inner = results
-    else:
-        return
-    for one in inner:
-        yield from find(one, key)
 
 
 def cost_at(curve: Curve, rate: float) -> float:
@@ -137,7 +132,7 @@ def capacity_table(measured: Costs, utilisation: float) -> str:
 def fleet_table(measured: Costs, events: float, retention: float) -> str:
     """What fleets of some sizes take."""
     columns = (
-        *("hosts", "every", "reports/s", "collector cores busy", "database cores busy", "memory of streams"),
+        *("hosts", "every", "reports/s", "collector cores busy", "database cores busy", "collectors' memory"),
         *("rows a day", "redo log a day", "disk writes a day", "events on disk"),
     )
     lines = [f"| {' | '.join(columns)} |", f"|{' ---: |' * len(columns)}"]
@@ -161,7 +156,9 @@ def _fleet_row(
         f"{rate:.0f}",
         f"{cores(measured.collector_us, rate):.2f}",
         f"{cores(measured.database_us, rate):.2f}",
-        "-" if measured.stream_kb is None else size(measured.stream_kb * 1000 * hosts),
+        "-"
+        if measured.stream_kb is None
+        else size(measured.empty_mb * 1e6 + measured.stream_kb * 1e3 * hosts),
         "-" if measured.rows is None else f"{measured.rows * reports / 1e6:,.1f} million",
         size(cost_at(measured.log_bytes, rate) * reports) if measured.log_bytes else "-",
         size(cost_at(measured.disk_bytes, rate) * reports) if measured.disk_bytes else "-",
