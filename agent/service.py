@@ -30,6 +30,7 @@ from agent.facts import collect_facts
 from agent.hardware import this_hardware
 from agent.identity import Identity, existing_host_id, load_identity
 from agent.measure import Measurer
+from agent.memory import LoadedCode, use_one_heap
 from agent.memory_spool import MemorySpool
 from agent.periodic import Periodic
 from agent.refusal import ENROL_AGAIN
@@ -125,6 +126,8 @@ def _open_spool(config: AgentConfig) -> DiskSpool | MemorySpool:
 
 
 async def _serve(config: AgentConfig, speaker: _Speaker, spool: DiskSpool | MemorySpool) -> None:
+    use_one_heap()
+    code = LoadedCode()  # there are no other threads yet
     notifier = Notifier()
     delivery = Delivery(
         speaker.collector,
@@ -132,7 +135,7 @@ async def _serve(config: AgentConfig, speaker: _Speaker, spool: DiskSpool | Memo
         _hello(config, speaker),
         Timeouts(ack=config.ack_deadline),
         credentials=speaker.credentials,
-        on_acked=_FirstAck(notifier, speaker.collector),
+        on_acked=_FirstAck(notifier, speaker.collector, code),
     )
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -152,6 +155,7 @@ async def _serve(config: AgentConfig, speaker: _Speaker, spool: DiskSpool | Memo
         facts = collect_facts()
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(delivery.set_facts, facts)
+        code.give_back()  # there may have been another connection since
 
     now = time.monotonic()
     schedule = Schedule.starting(now, config.interval, random.random(), random.random())  # noqa: S311
@@ -191,17 +195,22 @@ async def _serve(config: AgentConfig, speaker: _Speaker, spool: DiskSpool | Memo
 
 
 class _FirstAck:
-    """Tells systemd once that reports arrive: what rolls out a new version waits for the text."""
+    """The end of the start.
 
-    def __init__(self, notifier: Notifier, collector: str):
+    Tells systemd that reports arrive, because what rolls out a new version waits for the text.
+    """
+
+    def __init__(self, notifier: Notifier, collector: str, code: LoadedCode):
         self._notifier = notifier
         self._collector = collector
+        self._code = code
         self._told = False
 
     def __call__(self, _: int) -> None:
         if not self._told:
             self._told = True
             self._notifier.tell(systemd.status(f"reports to {self._collector}, acknowledged"))
+            self._code.give_back()
 
 
 async def _until_stopped(stop: asyncio.Event, delivering: asyncio.Task[None]) -> None:
