@@ -1,0 +1,214 @@
+"""A whole fleet that comes back at once: the collector is stopped, or killed, and started again.
+
+    python -m bench.herd [--quick] [--json] [--hosts 5000] [--processes 4] [--variants stop,kill] [--repeat 1]
+
+Runs the real collector on a private MariaDB (innodb_flush_log_at_trx_commit=1), and agents that report every
+15 s over TLS, each over a connection of its own; see `bench.fleet_agents`, and `bench.fleet` for their certificates.
+Once all of them report, the collector is stopped (SIGTERM) or killed (SIGKILL), is away for some seconds, and is
+started again at the same address. Measured from when it listens: when every host has a report committed by it,
+whose CPU time that took, and what its streams take up in memory and in open files. A stream that ends while the
+collector is away, or by its Goodbye, is no error; any other end is. The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import tempfile
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.fleet import Fleet, certify
+from bench.result import Goal, parser, print_result
+from bench.usage import cpu_seconds, memory
+from tests.mariadb_server import MariadbServer
+from tests.processes import Program, Site, running_site
+
+_AWAY = 2.0  # seconds from the collector's end to its next start
+_PATIENCE = 90.0
+_FIRST = 20.0  # seconds over which the agents connect for the first time
+_SECONDS_GOAL, _MEMORY_GOAL = 30.0, 60.0  # kB
+
+_COUNTED = (
+    "contested",
+    "too_many_hellos",
+    "too_many_streams",
+    "broken",
+    "unauthenticated",
+    "no_hello",
+    "throttled",
+)
+
+
+class Herd:
+    """One collector after another, and the fleet that reports to them."""
+
+    def __init__(self, site: Site, database: MariadbServer, options: argparse.Namespace, state_dir: Path):
+        self._site = site
+        self._database = database
+        self._interval: float = options.interval
+        self._start()
+        with closing(site.open_store()) as store:
+            certify(
+                store, site.identity_dir, state_dir, options.hosts, options.interval, 3 * options.interval
+            )
+        self.fleet = Fleet(
+            site.address,
+            options.hosts,
+            options.processes,
+            state_dir=state_dir,
+            interval=options.interval,
+            ttl=3 * options.interval,
+            spread=options.first,
+        )
+
+    def _start(self) -> None:
+        self.program: Program = self._site.collector(tls="on", upgrade=not self._site.has_tls)
+        self._listening = time.monotonic()
+        self._empty = memory(self.program.pid).rss
+
+    def assemble(self) -> dict[str, Any]:
+        """The fleet connects for the first time, spread over time."""
+        self.fleet.wait(_PATIENCE)
+        return self._streams()
+
+    def come_back(self, variant: str) -> dict[str, Any]:
+        """What happens when the collector ends and starts again."""
+        began = time.monotonic()
+        counts: dict[str, int] = {}
+        if variant == "stop":
+            counts = self._stop()
+        else:
+            self.program.kill()
+        ended = time.monotonic()
+        time.sleep(_AWAY)
+        self.fleet.tell("aim next")
+        self._start()
+        pids = {"collector": self.program.pid, "database": self._database.pid}
+        used = {name: -cpu_seconds(pid) for name, pid in pids.items()} | {"agents": -self.fleet.cpu}
+        progress = self.fleet.wait(_PATIENCE)
+        for name, pid in pids.items():
+            used[name] += cpu_seconds(pid)
+        used["agents"] += self.fleet.cpu
+        waits = [at - self._listening for at in progress.reached_at]
+        endings = [(at, why) for at, why in self.fleet.endings if at >= began]
+        errors, late = _sorted_out(endings, self._listening)
+        return {
+            "variant": variant,
+            "ending_s": round(ended - began, 2),
+            "away_s": round(self._listening - ended, 2),
+            "all_back_s": round(waits[-1], 2),
+            "half_back_s": round(median(waits), 2),
+            "p99_back_s": round(waits[len(waits) * 99 // 100], 2),
+            "cpu_s": {name: round(seconds, 2) for name, seconds in used.items()},
+            "watched_s": round(time.monotonic() - self._listening, 2),
+            "streams_ended": len(endings),
+            "unavailable_while_listening": late,
+            "errors": errors,
+            "counts_before": counts,
+            **self._streams(),
+        }
+
+    def _stop(self) -> dict[str, int]:
+        """In order; what it has counted."""
+        self.program.stop()
+        said = json.loads(self.program.wait_for_log('"event": "stopped"'))
+        return {name: said[name] for name in _COUNTED if said.get(name)}
+
+    def end(self) -> dict[str, int]:
+        """Stop the last collector; what it has counted."""
+        self.fleet.stop()
+        return self._stop()
+
+    def _streams(self) -> dict[str, Any]:
+        """What all streams take up, once each has reported again."""
+        time.sleep(self._interval / 3)
+        pid = self.program.pid
+        taken = memory(pid).rss - self._empty
+        return {
+            "empty_mb": round(self._empty / 1e6, 1),
+            "stream_kb": round(taken / self.fleet.hosts / 1000, 1),
+            "open_files": len(list(Path(f"/proc/{pid}/fd").iterdir())),
+            "threads": len(list(Path(f"/proc/{pid}/task").iterdir())),
+        }
+
+
+def _sorted_out(endings: list[tuple[float, str]], listening: float) -> tuple[dict[str, int], int]:
+    """Errors by their text, and how many streams found nobody although the collector listened."""
+    errors: Counter[str] = Counter()
+    late = 0
+    for at, why in endings:
+        if why == "the collector said goodbye":
+            continue
+        # gRPC's own word for a closed connection, and the agent's for one that was closed in the handshake.
+        if why.endswith("(UNAVAILABLE)") or (at < listening and "closed the connection" in why):
+            late += at > listening
+        else:
+            errors[re.sub(r"\d+", "0", why)] += 1
+    return dict(errors), late
+
+
+def _measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, int]]:
+    rows: list[dict[str, Any]] = []
+    shared_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    with (
+        MariadbServer() as database,
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(dir=shared_memory) as state_dir,
+        running_site(database.fresh_database(), Path(folder)) as site,
+    ):
+        herd = Herd(site, database, options, Path(state_dir))
+        with herd.fleet:
+            first = herd.assemble()
+            for _ in range(options.repeat):
+                for variant in options.variants.split(","):
+                    rows.append(herd.come_back(variant))
+                    if not options.json:
+                        _print_row(rows[-1], first=len(rows) == 1)
+            counts = herd.end()
+    return rows, first, counts
+
+
+def _print_row(row: dict[str, Any], *, first: bool) -> None:
+    if first:
+        print(
+            "collector  away s  half back s  all back s  CPU s: its own  agents'  database's  kB/stream  files  errors"
+        )
+    cpu = row["cpu_s"]
+    print(
+        f"{row['variant']:9} {row['away_s']:7.1f} {row['half_back_s']:12.1f} {row['all_back_s']:11.1f} "
+        f"{cpu['collector']:14.1f} {cpu['agents']:8.1f} {cpu['database']:11.1f} {row['stream_kb']:10.1f} "
+        f"{row['open_files']:6}  {row['errors'] or 0}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    arguments = parser(__doc__, "1,000 agents: under 50 s")
+    arguments.add_argument("--hosts", type=int, default=5000)
+    arguments.add_argument("--processes", type=int, default=4, help="that play them")
+    arguments.add_argument("--interval", type=float, default=15.0, help="seconds from one report to the next")
+    arguments.add_argument("--variants", default="stop,kill", help="comma-separated: how the collector ends")
+    arguments.add_argument("--repeat", type=int, default=1)
+    options = arguments.parse_args()
+    options.first = _FIRST
+    if options.quick:
+        options.hosts, options.processes, options.interval, options.first = 1000, 2, 6.0, 3.0
+    rows, first, counts = _measure(options)
+    goals = [
+        Goal("seconds until every host is back", max(row["all_back_s"] for row in rows), "<=", _SECONDS_GOAL),
+        Goal("errors", sum(sum(row["errors"].values()) for row in rows), "==", 0),
+        Goal("kB a stream", max(row["stream_kb"] for row in (first, *rows)), "<=", _MEMORY_GOAL),
+    ]
+    print_result(
+        "herd", goals, hosts=options.hosts, first=first, variants=rows, counts_of_the_last_collector=counts
+    )
+
+
+if __name__ == "__main__":
+    main()
