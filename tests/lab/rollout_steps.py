@@ -8,7 +8,7 @@ from collector.identity.tokens import PREFIX
 from fleetpulse import __version__
 from tests.lab import releases
 from tests.lab.machines import UNIT, Machine
-from tests.lab.rollout import Site, traces
+from tests.lab.rollout import Played, Site, traces
 from tests.processes import wait_until
 
 NEXT, CRASHING, SILENT, DEAF = "9.0.0", "9.0.1", "9.0.2", "9.0.3"
@@ -33,10 +33,7 @@ def roll_out_from_nothing(site: Site) -> None:
     with site.step(f"rollout of {len(site.agents)} agents, verify") as notes:
         site.agent_version = releases.PREVIOUS
         played = site.play("rollout")
-        notes.append(
-            f"{played.seconds / len(site.agents):.2f} s a host at forks 20, of which"
-            f" {played.cpu_seconds / len(site.agents):.2f} s CPU of Ansible"
-        )
+        notes.append(_a_host(site, played))
     assert f"{site.old.name} gets no agent, for it has no Python" in played.output
     assert set(site.versions().values()) == {releases.PREVIOUS}
     hosts = {host["hostname"]: host for host in site.json("hosts")["hosts"]}
@@ -53,7 +50,7 @@ def change_nothing_again(site: Site) -> None:
     with site.step("the same again: nothing changes") as notes:
         events = len(site.events("enrolled"))
         played = site.play("site")
-        notes.append(f"{played.seconds / len(site.agents):.2f} s a host")
+        notes.append(_a_host(site, played))
     assert played.failed == []
     assert set(played.changed.values()) == {0}
     assert len(site.events("enrolled")) == events
@@ -131,7 +128,7 @@ def upgrade_agents(site: Site) -> None:
     with site.step("rolling upgrade of the agents under load") as notes, site.load(40):
         site.agent_version = __version__
         played = site.play("upgrade")
-        notes.append(f"{played.seconds / len(site.agents):.2f} s a host, nothing lost")
+        notes.append(f"{_a_host(site, played)}, nothing lost")
     assert set(site.versions().values()) == {__version__}
     _expect_all_stored(site, site.agents, before)
 
@@ -291,6 +288,12 @@ def uninstall(site: Site, before: dict[str, dict[str, set[str]]]) -> None:
             assert more == set()
         again = site.play("uninstall", fleetpulse_everything=True)
     assert set(again.changed.values()) == {0}
+
+
+def _a_host(site: Site, played: Played) -> str:
+    """What a machine took, at the forks of ansible.cfg."""
+    machines = len(site.agents)
+    return f"{played.seconds / machines:.2f} s a host, {played.cpu_seconds / machines:.2f} s CPU of Ansible"
 
 
 def _is_of_a_package(path: str) -> bool:
