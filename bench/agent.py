@@ -197,11 +197,16 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         pids = {_OURS: stack.enter_context(site.agent())}
         floor = [sys.executable, "-c", "import psutil, grpc, signal; signal.pause()"]
         pids[_FLOOR] = stack.enter_context(started(floor, folder / "floor.log"))
-        others = {
-            agent.name: stack.enter_context(other_agent(agent, folder / agent.name))
-            for agent in OTHER_AGENTS
-            if agent.is_here
-        }
+        others: dict[str, _Running] = {}
+        missing: dict[str, str] = {}
+        for agent in OTHER_AGENTS:
+            if not agent.is_here:
+                missing[agent.name] = f"not here; apt-get install {agent.package}"
+                continue
+            try:
+                others[agent.name] = stack.enter_context(other_agent(agent, folder / agent.name))
+            except OSError as error:
+                missing[agent.name] = f"does not start: {error}"
         pids |= {name: other.pid for name, other in others.items()}
         warm_up = time.monotonic() + options.warm_up
         site.wait_for_report()
@@ -209,11 +214,6 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         reports = site.reports()
         used = watch(pids, options.seconds)
         reports = site.reports() - reports
-        missing = {
-            agent.name: f"not here; apt-get install {agent.package}"
-            for agent in OTHER_AGENTS
-            if not agent.is_here
-        }
         for name, other in others.items():
             if not used[name].memory.rss:
                 del used[name]
