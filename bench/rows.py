@@ -6,7 +6,8 @@ The real collector on a private MariaDB (innodb_flush_log_at_trx_commit=1, no bi
 nothing changes, and with a change in one report in a hundred; and the same at the pace of 1,000 and of 10,000 hosts
 that report every 15 s, where batches are small. Beside it `bench.everything`, in the same run, on the same server. Rows are the server's own
 count (userstat, TABLE_STATISTICS), bytes its counters: redo log, and pages written until none is dirty any more.
-Counted from rest to rest, so that every report is in. The last line printed is one JSON object.
+Counted from rest to rest, so that every report is in. What a collector writes by the clock however many report (its
+heartbeat, and its leases on SSH hosts) is no part of the rows per report, and shown beside them as rows a second. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -218,6 +219,7 @@ def _print_table(found: dict[str, Any]) -> None:
     }
     columns = (
         "rows",
+        "rows_by_clock_per_s",
         "log_bytes",
         "data_bytes",
         "disk_bytes",
@@ -248,9 +250,14 @@ def main() -> None:
     if not options.json:
         _print_table(found)
     goals = [
-        Goal("rows per report when nothing changes", found["calm"]["rows"], "<=", 2),
-        Goal("rows per report with 1 % change", found["one_percent"]["rows"], "<=", 2.1),
-        Goal("rows per report at the pace of 1,000 hosts", found["at_1000_hosts"]["rows"], "<=", 2.1),
+        Goal("rows per report when nothing changes, without the clock's", found["calm"]["rows"], "<=", 2),
+        Goal("rows per report with 1 % change, without the clock's", found["one_percent"]["rows"], "<=", 2.1),
+        Goal(
+            "rows per report at the pace of 1,000 hosts, without the clock's",
+            found["at_1000_hosts"]["rows"],
+            "<=",
+            2.1,
+        ),
     ]
     print_result("rows", goals, hosts=options.hosts, **found)
 

@@ -29,7 +29,7 @@ Curve = tuple[tuple[float, float], ...]
 
 
 class Costs(NamedTuple):
-    """Of a report: CPU in microseconds, rows, bytes. Of a stream: memory in kB, beside that of a collector without
+    """Of a report: CPU in microseconds, rows, bytes; and rows a second that are no report's. Of a stream: memory in kB, beside that of a collector without
     any in MB. Of an event: bytes."""
 
     collector_us: Curve
@@ -37,6 +37,7 @@ class Costs(NamedTuple):
     log_bytes: Curve = ()
     disk_bytes: Curve = ()
     rows: float | None = None
+    rows_by_clock: float = 0.0
     stream_kb: float | None = None
     empty_mb: float = 0.0
     event_bytes: float | None = None
@@ -61,6 +62,7 @@ def costs(results: Mapping[str, Any]) -> Costs:
         _curve([*paced, *fastest], "log_bytes"),
         _curve([*paced, *fastest], "disk_bytes"),
         max((row["rows"] for row in (*paced, *fastest)), default=None),
+        max((row["rows_by_clock_per_s"] for row in paced), default=0.0),
         max(_in_herd(results, "stream_kb"), default=None),
         max(_in_herd(results, "empty_mb"), default=0.0),
         rows.get("event_bytes"),
@@ -159,7 +161,9 @@ def _fleet_row(
         "-"
         if measured.stream_kb is None
         else size(measured.empty_mb * 1e6 + measured.stream_kb * 1e3 * hosts),
-        "-" if measured.rows is None else f"{measured.rows * reports / 1e6:,.1f} million",
+        "-"
+        if measured.rows is None
+        else f"{(measured.rows * reports + measured.rows_by_clock * _DAY) / 1e6:,.1f} million",
         size(cost_at(measured.log_bytes, rate) * reports) if measured.log_bytes else "-",
         size(cost_at(measured.disk_bytes, rate) * reports) if measured.disk_bytes else "-",
         "-" if kept is None else size(event_disk(hosts, events, retention, kept)),

@@ -24,6 +24,7 @@ ROWS = {
     "at_1000_hosts": {
         "reports_per_s": 40.0,
         "rows": 2.04,
+        "rows_by_clock_per_s": 20.0,
         "log_bytes": 1500,
         "disk_bytes": 20_000,
         "writer_us": 800.0,
@@ -32,6 +33,7 @@ ROWS = {
     "at_10000_hosts": {
         "reports_per_s": 400.0,
         "rows": 2.03,
+        "rows_by_clock_per_s": 18.0,
         "log_bytes": 1200,
         "disk_bytes": 8000,
         "writer_us": 500.0,
@@ -54,6 +56,7 @@ def test_costs_are_those_of_the_paces_and_of_the_best_variant_with_one_percent_c
         log_bytes=((40.0, 1500), (400.0, 1200), (3500.0, 900)),
         disk_bytes=((40.0, 20_000), (400.0, 8000), (3500.0, 1500)),
         rows=2.04,
+        rows_by_clock=20.0,
         stream_kb=42.5,
         empty_mb=61.0,
         event_bytes=250,
@@ -115,7 +118,7 @@ def test_a_fleet_that_reports_400_times_a_second():
     measured = sizing.costs(ALL)
     assert sizing._fleet_row(measured, 6000, 15, 10, 365) == (
         *("6,000", "15 s", "400", "0.20", "0.16", "316 MB"),
-        *("70.5 million", "41.5 GB", "276 GB", "5.47 GB"),
+        *("72.2 million", "41.5 GB", "276 GB", "5.47 GB"),
     )
 
 
