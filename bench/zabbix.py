@@ -105,21 +105,26 @@ def _ours(database: MariadbServer, options: argparse.Namespace, *, change: float
 def _measure(options: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
     rounds: dict[str, list[dict[str, Any]]] = {_ZABBIX: [], _OURS: []}
     also: dict[str, dict[str, Any]] = {}
+
+    def told(name: str, row: dict[str, Any]) -> dict[str, Any]:
+        tell(_line(name, row))
+        return row
+
     # A database each: what one of them still has to flush is not charged to the other.
     with MariadbServer(*_DATABASE) as theirs, MariadbServer(*_DATABASE) as own:
         load_schema(theirs, options.hosts)
         tell(_HEADER)
         for _ in range(options.rounds):
-            for name, row in ((_ZABBIX, _zabbix(theirs, options)), (_OURS, _ours(own, options))):
-                rounds[name].append(row)
-                tell(_line(name, row))
+            rounds[_ZABBIX].append(told(_ZABBIX, _zabbix(theirs, options)))
+            rounds[_OURS].append(told(_OURS, _ours(own, options)))
         if options.also:
-            also["Zabbix, values never change"] = _zabbix(theirs, options, changing=False)
+            name = "ours, every report changes a state"
+            also[name] = told(name, _ours(own, options, change=1))
+            name = "Zabbix, values never change"
+            also[name] = told(name, _zabbix(theirs, options, changing=False))
+            name = "the same, unchanged are discarded"
             discard_unchanged(theirs)
-            also["the same, unchanged are discarded"] = _zabbix(theirs, options, changing=False)
-            also["ours, every report changes a state"] = _ours(own, options, change=1)
-            for name, row in also.items():
-                tell(_line(name, row))
+            also[name] = told(name, _zabbix(theirs, options, changing=False))
     return {"rounds": rounds, "also": also}
 
 
