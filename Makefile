@@ -60,9 +60,9 @@ lock: ## lock the dependencies anew (UPGRADE=1: the newest versions)
 	@sh tools/venv.sh dev
 	@PATH=$(CURDIR)/.venv/bin:$$PATH python tools/locks.py write $(if $(UPGRADE),--upgrade)
 
-bench: ## measure the ingest path beside a bare echo
+bench: ## measure everything beside what it has to compare with; a table (BENCH_ARGS="--quick ingest": less)
 	@sh tools/venv.sh dev
-	@.venv/bin/python -m bench.ingest $(BENCH_ARGS)
+	@.venv/bin/python -m bench $(BENCH_ARGS)
 
 fuzz: ## feed the decoding of agents' messages with whatever breaks it (SECONDS=60: end by itself)
 	@sh tools/venv.sh dev

@@ -4,8 +4,9 @@
 
 Runs the real collector on a private MariaDB (innodb_flush_log_at_trx_commit=1, pool of 8) and a
 `grpc.aio` echo of the same messages in turns, from the same streams, and compares the CPU time
-that each server spends per report. With --tls the collector speaks TLS, and the echo does not. The last
-line printed is one JSON object.
+that each server spends per report. Then the same rate of reports from ever more hosts: what a report costs must
+not grow with their number. And half of what the collector can take at most: how long from sent to acked. With
+--tls the collector speaks TLS, and the echo does not. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _PROGRAMS = Path(sys.executable).parent
 
 
 def run_load(
-    address: str, pids: dict[str, int], arguments: argparse.Namespace, *options: str
+    address: str, pids: dict[str, int], arguments: argparse.Namespace, *options: str, streams: int = 0
 ) -> dict[str, Any]:
     """Drive one server; reports a second, latency, and each process's CPU time per report in us."""
-    command = [sys.executable, "-m", "bench.load", address, "--streams", str(arguments.streams)]
+    command = [sys.executable, "-m", "bench.load", address, "--streams", str(streams or arguments.streams)]
     command += ["--seconds", str(arguments.seconds), "--warm-up", str(arguments.warm_up), *options]
     used: dict[str, float] = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
@@ -167,6 +168,18 @@ def _rounds(
     return {"writers": writers, "batch": batch, "change": change, **figures, "ratio_spread": spread}
 
 
+def _at_a_rate(
+    arguments: argparse.Namespace, database: MariadbServer, hosts: int, rate: float
+) -> dict[str, Any]:
+    """So many reports a second from so many hosts, a hundredth of them with a change."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"pool_size": 8, "limits_connections": 20_000, "identity_dir": f"{folder}/identity"}
+        with collector(database.fresh_database(), **settings) as served:
+            pids = {"collector": served.pid, "database": database.pid}
+            rated = ["--change", "0.01", "--rate", str(rate)]
+            return {"hosts": hosts, **run_load(served.address, pids, arguments, *rated, streams=hosts)}
+
+
 def main() -> None:
     options = parser(__doc__, "one short round of the first variant: under 50 s")
     options.add_argument("--streams", type=int, default=1000)
@@ -178,22 +191,57 @@ def main() -> None:
     options.add_argument(
         "--change", default="0.01,1", help="comma-separated shares of reports that change a state"
     )
+    options.add_argument(
+        "--hosts", default="100,1000,10000", help="comma-separated numbers to compare at --rate"
+    )
+    options.add_argument("--rate", type=float, default=1500, help="reports a second of all of them together")
     options.add_argument("--tls", action="store_true", help="the collector's side over TLS")
     arguments = options.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.seconds, arguments.change = 1, 4.0, "0.01"
+        arguments.hosts, arguments.warm_up = "100,1000", 2.0
     variants = []
     with MariadbServer() as database:
         for change in map(float, arguments.change.split(",")):
-            for writers in map(int, arguments.writers.split(",")):
-                for batch in map(int, arguments.batch.split(",")):
+            for writers in _numbers(arguments.writers):
+                for batch in _numbers(arguments.batch):
                     row = _rounds(arguments, database, writers, batch, change)
                     variants.append(row)
                     if not arguments.json:
                         _print_row(row, first=len(variants) == 1)
+        most = max(row["reports_per_s"] for row in variants)
+        rated = [
+            _at_a_rate(arguments, database, hosts, arguments.rate) for hosts in _numbers(arguments.hosts)
+        ]
+        half = _at_a_rate(arguments, database, arguments.streams, most / 2)
+    if not arguments.json:
+        _print_rated([*rated, half])
     ratio = min(row["ratio"] for row in variants if row["change"] == variants[0]["change"])
-    goals = [Goal("collector CPU per report / echo", round(ratio, 2), "<=", 1.4)]
-    print_result("ingest", goals, variants=variants)
+    costs = [row["collector_us"] + row["database_us"] for row in rated]
+    goals = [
+        Goal("collector CPU per report / echo", round(ratio, 2), "<=", 1.4),
+        Goal(
+            f"CPU per report, dearest / cheapest of {arguments.hosts} hosts",
+            round(max(costs) / min(costs), 2),
+            "<=",
+            1.15,
+        ),
+        Goal("p99 from sent to acked at half of the most, ms", round(half["p99_ms"]), "<=", 250),
+    ]
+    print_result("ingest", goals, variants=variants, rated=rated, half=half)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _print_rated(rows: list[dict[str, Any]]) -> None:
+    print("\nhosts  reports/s  p50 ms  p99 ms  collector us  database us")
+    for row in rows:
+        print(
+            f"{row['hosts']:5} {row['reports_per_s']:10.0f} {row['p50_ms']:7.1f} {row['p99_ms']:7.1f} "
+            f"{row['collector_us']:13.0f} {row['database_us']:12.0f}"
+        )
 
 
 def _print_row(row: dict[str, Any], *, first: bool) -> None:

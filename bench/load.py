@@ -1,4 +1,4 @@
-"""Load for the ingest benchmark: many streams, each with one report in flight. Runs as a process.
+"""Load for the ingest benchmark: many streams, each with one report in flight, or at a given rate. Runs as a process.
 
 `python -m bench.load ADDRESS --streams N --seconds S --change SHARE` prints one JSON object a line:
 {"at": "begin"} and {"at": "end"} around the measured window, then the result. With --enroll each stream's
@@ -83,11 +83,18 @@ class Host:
 class Window:
     """Counts what is acked between its beginning and its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, streams: int) -> None:
+        self.all_welcomed = asyncio.Event()
+        self._waited_for = streams
         self.is_open = False
         self.is_over = False
         self.acked = 0
         self.latencies: list[float] = []
+
+    def note_welcome(self) -> None:
+        self._waited_for -= 1
+        if not self._waited_for:
+            self.all_welcomed.set()
 
     def note(self, latency: float) -> None:
         if self.is_open:
@@ -95,7 +102,10 @@ class Window:
             self.latencies.append(latency)
 
 
-async def _stream(channel: grpc.aio.Channel, host: Host, window: Window, echo: bool) -> None:
+async def _stream(
+    channel: grpc.aio.Channel, host: Host, window: Window, interval: float, *, echo: bool
+) -> None:
+    """Send a report every `interval` seconds at a phase of its own, or as soon as the last one is acked (0)."""
     call = channel.stream_stream(
         METHOD,
         request_serializer=pb.StreamRequest.SerializeToString,
@@ -106,7 +116,12 @@ async def _stream(channel: grpc.aio.Channel, host: Host, window: Window, echo: b
     await call.write(convert.encode_layout(LAYOUT))
     if echo:
         await call.read()
+    window.note_welcome()
+    due = time.perf_counter() + host.random.random() * interval
     for message in host.messages():
+        if interval:
+            await asyncio.sleep(due - time.perf_counter())
+            due = max(due + interval, time.perf_counter())
         sent = time.perf_counter()
         await call.write(message)
         if await call.read() is grpc.aio.EOF:
@@ -128,15 +143,19 @@ async def _channel(address: str, host: Host, enroller: Enroller | None) -> grpc.
 
 
 async def _run(arguments: argparse.Namespace) -> None:
-    window = Window()
+    window = Window(arguments.streams)
     numbers = range(arguments.first, arguments.first + arguments.streams)
     hosts = [Host(number, arguments.seed, arguments.change) for number in numbers]
     enroller = Enroller.from_options(arguments)
     channels = [await _channel(arguments.address, host, enroller) for host in hosts]
+    interval = arguments.streams / arguments.rate if arguments.rate else 0.0
     streams = [
-        asyncio.create_task(_stream(channel, host, window, arguments.echo))
+        asyncio.create_task(_stream(channel, host, window, interval, echo=arguments.echo))
         for channel, host in zip(channels, hosts, strict=True)
     ]
+    welcomed = asyncio.create_task(window.all_welcomed.wait())
+    await asyncio.wait([welcomed, *streams], return_when=asyncio.FIRST_COMPLETED)
+    welcomed.cancel()
     await asyncio.sleep(arguments.warm_up)
     failed = [task for task in streams if task.done()]
     for task in failed:
@@ -179,6 +198,9 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--warm-up", type=float, default=3)
+    parser.add_argument(
+        "--rate", type=float, default=0, help="reports a second of all streams; 0: as many as can be"
+    )
     parser.add_argument("--change", type=float, default=0.01, help="share of reports that change a state")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--echo", action="store_true", help="the other end sends back what it gets")

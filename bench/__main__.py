@@ -1,0 +1,92 @@
+"""All benchmarks, one after the other: a table of goals, and bench/results.json.
+
+    python -m bench [--quick] [NAME...]
+
+Each is a process of its own, as `python -m bench.NAME --json`. What was measured before stays in the file for those
+that are not named. Exit code 0 if all ran, whether or not they met their goals; 1 if one failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+NAMES = (
+    "ingest",
+    "rows",
+    "workers",
+    "zabbix",
+    "crawl",
+    "agent",
+    "herd",
+    "backlog",
+    "read",
+    "spool",
+    "flood",
+)
+RESULTS = Path(__file__).with_name("results.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", choices=[*NAMES, []], help=", ".join(NAMES))
+    parser.add_argument("--quick", action="store_true", help="each in under a minute")
+    options = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    failed = []
+    for name in options.names or NAMES:
+        began = time.monotonic()
+        print(f"{name} ...", end="", file=sys.stderr, flush=True)
+        result = _run(name, quick=options.quick)
+        print(f" {time.monotonic() - began:.0f} s", file=sys.stderr)
+        if result is None:
+            failed.append(name)
+            continue
+        results[name] = {**result, "quick": options.quick, "machine": _machine()}
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    if failed:
+        parser.exit(1, f"failed: {', '.join(failed)}\n")
+
+
+def _run(name: str, *, quick: bool) -> dict[str, Any] | None:
+    command = [sys.executable, "-m", f"bench.{name}", "--json", *(["--quick"] if quick else [])]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    try:
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        return None
+    return found if done.returncode == 0 else None
+
+
+def table(results: dict[str, Any]) -> str:
+    """Every goal, and what was reached, in markdown."""
+    lines = ["| benchmark | figure | goal | reached | |", "| --- | --- | --- | --- | --- |"]
+    for name in NAMES:
+        for goal in results.get(name, {}).get("goals", ()):
+            met = "met" if goal["met"] else "missed"
+            lines.append(
+                f"| {name} | {goal['name']} | {goal['op']} {goal['goal']:g} | {_figure(goal['value'])} | {met} |"
+            )
+    return "\n".join(lines)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _machine() -> str:
+    return f"{os.cpu_count()} cores, Python {platform.python_version()}, Linux {platform.release()}"
+
+
+if __name__ == "__main__":
+    main()
