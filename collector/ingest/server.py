@@ -159,6 +159,8 @@ def create_server(servicer: IngestServicer, interceptors: Sequence[aio.ServerInt
             # Reports are small and wait for their acks: nothing is gained by measuring the bandwidth,
             # which costs a ping with every few messages. Windows stay at 64 kB a stream.
             ("grpc.http2.bdp_probe", 0),
+            # What we say is short. TLS keeps a buffer of this size for each connection, 16 kB by default.
+            ("grpc.tsi.max_frame_size", 1024),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
             ("grpc.keepalive_permit_without_calls", 1),
