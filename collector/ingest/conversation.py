@@ -102,6 +102,7 @@ class Conversation:
                 return
             began = session.held_since = time.monotonic()
             cost = await self._take(data)
+            del data
             session.held_since = 0.0
             wait = around.pacer.spend(host_id, cost, began)
             if self._is_full:
@@ -114,12 +115,15 @@ class Conversation:
         request = convert.decode_request(data)
         kind = request.WhichOneof("message")
         if kind == "reports":
-            reports = convert.decode_batch(request.reports, session.layouts, around.batch_reports)
-            committed = await self._submit(reports)
+            received_at = around.now()
+            count = convert.batch_size(request.reports, around.batch_reports)
+            del request
+            reports = await self._admitted(data, count)
+            committed = await self._submit(reports, received_at)
             await session.send(convert.encode_ack(committed))
             # Not before something was acked: then every stream gets its agent further.
             self._is_full = session.layouts_size > _MANY_LAYOUTS and len(session.layouts) > 1
-            return int(len(reports) * session.report_cost)
+            return int(count * session.report_cost)
         if kind == "layout":
             return await self._announce(request.layout, len(data))
         if kind == "facts":
@@ -133,16 +137,44 @@ class Conversation:
         # Anything else is of a newer protocol, and not meant for us.
         return 1
 
-    async def _submit(self, reports: Sequence[Report]) -> int:
-        """Commit a message's reports; large ones in parts, between which other hosts have their turn."""
+    async def _admitted(self, data: bytes, count: int) -> list[Report]:
+        """A message's reports, once the gate has counted those of the first part.
+
+        Decoded they take up five times as much memory: those that wait are kept as they came.
+        """
+        gate = self._around.door.gate
+        weight = self._weight(min(count, self._most))
+        await gate.enter(weight)
+        try:
+            return convert.decode_batch(convert.decode_request(data).reports, self._session.layouts)
+        except BaseException:
+            gate.leave(weight)
+            raise
+
+    @property
+    def _most(self) -> int:
+        """How many reports are submitted at once; of large ones fewer, so that other hosts have their turn."""
+        return max(1, int(self._around.batch_reports / self._session.report_cost))
+
+    def _weight(self, reports: int) -> int:
+        """How much of a queue or batch so many reports take up."""
+        return max(reports, int(reports * self._session.report_cost))
+
+    async def _submit(self, reports: Sequence[Report], received_at: int) -> int:
+        """Commit a message's reports, of which the first part is admitted."""
         session, around = self._session, self._around
-        each = session.report_cost
-        most = max(1, int(around.batch_reports / each))
+        most = self._most
         committed = 0
         for start in range(0, len(reports), most):
             part = reports[start : start + most]
             committed = await around.door.submit(
-                session.host, session.record, session.epoch, part, around.now(), cost=int(len(part) * each)
+                session.host,
+                session.record,
+                session.epoch,
+                part,
+                received_at,
+                cost=self._weight(len(part)),
+                is_admitted=start == 0,
             )
             around.counts["reports"] += len(part)
         return committed

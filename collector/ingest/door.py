@@ -56,10 +56,13 @@ class Door:
         received_at: int,
         facts: Facts | None = None,
         cost: int = 1,
+        *,
+        is_admitted: bool = False,
     ) -> int:
         """Commit reports of a registered host; its high-water mark after that.
 
-        `cost` is what they take up in queues and batches if that is more than their number.
+        `cost` is what they take up in queues and batches if that is more than their number; the gate has
+        counted them already if they are admitted.
 
         Raises StoreError when the collector stops before it could commit, HelloNeeded for a host that
         was removed or renamed, or has said another Hello meanwhile.
@@ -68,7 +71,7 @@ class Door:
         item = Submission(
             host, record.hostname, record.instance, epoch, reports, facts, received_at, done, cost
         )
-        committed: int = await self._pass(record.host_id, item)
+        committed: int = await self._pass(record.host_id, item, is_admitted=is_admitted)
         return committed
 
     async def tell(
@@ -79,9 +82,9 @@ class Door:
         counts: bool = await self._pass(host_id, Hearsay(host, hostname, report, heard_at, found_at, done))
         return counts
 
-    async def _pass(self, host_id: str, item: Submitted) -> Any:
+    async def _pass(self, host_id: str, item: Submitted, *, is_admitted: bool = False) -> Any:
         weight = item.weight
-        if not self.gate.try_enter(weight):
+        if not is_admitted and not self.gate.try_enter(weight):
             await self.gate.enter(weight)
         writer = self._writers.of(host_id)
         if not self._outbox:

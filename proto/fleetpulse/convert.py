@@ -272,6 +272,16 @@ def encode_batch(reports: Iterable[bytes]) -> pb.StreamRequest:
     return batch
 
 
+def batch_size(message: pb.ReportBatch, most: int = sys.maxsize) -> int:
+    """How many reports there are in a batch, before they cost anything. Raises WireError for none or too many."""
+    count = len(message.reports)
+    if not 0 < count <= most:
+        raise WireError(
+            f"{count} reports in one batch, more than {most}" if count else "a batch without reports"
+        )
+    return count
+
+
 def decode_batch(
     message: pb.ReportBatch, layouts: Mapping[bytes, Layout], most: int = sys.maxsize
 ) -> list[Report]:
@@ -280,11 +290,7 @@ def decode_batch(
     Raises WireError for none or too many, and for a report of an unknown layout, of the wrong length, or
     out of order.
     """
-    count = len(message.reports)
-    if not 0 < count <= most:  # before they cost anything
-        raise WireError(
-            f"{count} reports in one batch, more than {most}" if count else "a batch without reports"
-        )
+    batch_size(message, most)
     reports = [_decode_report(report, layouts) for report in message.reports]
     for earlier, later in itertools.pairwise(reports):
         if later.seq <= earlier.seq:

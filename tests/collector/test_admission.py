@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from contextlib import AbstractContextManager
 
+import pytest
+
+from collector.core.pacer import Pacer
 from collector.core.rules import RuleSet
+from collector.ingest.conversation import Conversation, Surroundings
 from collector.ingest.door import Door
 from collector.ingest.gate import Gate
 from collector.ingest.inbox import Inbox
 from collector.ingest.items import Rejudgement, Submission
+from collector.ingest.refusals import Refusals
+from collector.ingest.sessions import Session
 from collector.ingest.writers import Writers
 from collector.store.errors import StoreUnavailable
 from collector.store.store import Store, Transaction
+from fleetpulse import convert
+from fleetpulse.convert import WireError
+from fleetpulse.model import CheckKey, CheckLayout, Layout, Measurement, Report
 from tests.collector.fleet import record
 
 
@@ -89,6 +99,42 @@ async def _leave_at_the_door() -> None:
     await asyncio.gather(task, return_exceptions=True)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
+    assert door.gate.pending == 0
+    await asyncio.to_thread(writers.close, 0.1)
+
+
+def test_what_does_not_fit_in_yet_is_not_decoded() -> None:
+    """Thousands of messages may wait at once, and decoded they take up five times as much memory."""
+    asyncio.run(_wait_with_nonsense())
+
+
+async def _wait_with_nonsense() -> None:
+    door, writers = open_door(AwayStore(None), queue_reports=10)  # type: ignore[arg-type]
+    await door.gate.enter(7)
+    never_announced = Layout((CheckLayout(CheckKey("load"), (Measurement("system.cpu.load", "1"),)),))
+    reports = [convert.encode_report(Report(seq, 1, never_announced, (0.5,))) for seq in range(1, 6)]
+    message = convert.encode_batch(reports).SerializeToString()
+    around = Surroundings(
+        door, lambda: 1, 50, Pacer(100, 1000), Refusals(), weakref.WeakValueDictionary(), None, 1.0
+    )
+
+    class Context:
+        async def read(self) -> bytes:
+            return message
+
+    async def talk() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        session = Session(record(), 1, 1, lambda _: asyncio.sleep(0), task)
+        await Conversation(session, Context(), around).run()  # type: ignore[arg-type]
+
+    stream = asyncio.create_task(talk())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not stream.done()
+    door.gate.leave(7)
+    with pytest.raises(WireError, match="not announced"):
+        await stream
     assert door.gate.pending == 0
     await asyncio.to_thread(writers.close, 0.1)
 
