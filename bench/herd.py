@@ -97,7 +97,7 @@ class Herd:
         used["agents"] += self.fleet.cpu
         waits = [at - self._listening for at in progress.reached_at]
         endings = [(at, why) for at, why in self.fleet.endings if at >= began]
-        errors, late = _sorted_out(endings, self._listening)
+        errors, unavailable = _sorted_out(endings, self._listening)
         return {
             "variant": variant,
             "ending_s": round(ended - began, 2),
@@ -108,7 +108,7 @@ class Herd:
             "cpu_s": {name: round(seconds, 2) for name, seconds in used.items()},
             "watched_s": round(time.monotonic() - self._listening, 2),
             "streams_ended": len(endings),
-            "unavailable_while_listening": late,
+            "unavailable_while_listening": unavailable,
             "errors": errors,
             "counts_before": counts,
             **self._streams(),
@@ -138,19 +138,20 @@ class Herd:
         }
 
 
-def _sorted_out(endings: list[tuple[float, str]], listening: float) -> tuple[dict[str, int], int]:
-    """Errors by their text, and how many streams found nobody although the collector listened."""
+def _sorted_out(endings: list[tuple[float, str]], listening: float) -> tuple[dict[str, int], dict[str, int]]:
+    """Errors by their text, and how many streams were told that nobody is there although the collector listened."""
     errors: Counter[str] = Counter()
-    late = 0
+    late: Counter[str] = Counter()
     for at, why in endings:
+        text = re.sub(r"\d+", "0", why)
         if why == "the collector said goodbye":
             continue
         # gRPC's own word for a closed connection, and the agent's for one that was closed in the handshake.
-        if why.endswith("(UNAVAILABLE)") or (at < listening and "closed the connection" in why):
-            late += at > listening
-        else:
-            errors[re.sub(r"\d+", "0", why)] += 1
-    return dict(errors), late
+        if not why.endswith("(UNAVAILABLE)") and (at > listening or "closed the connection" not in why):
+            errors[text] += 1
+        elif at > listening:
+            late[text] += 1
+    return dict(errors), dict(late)
 
 
 def _measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, int]]:
