@@ -117,9 +117,14 @@ class Conversation:
         if kind == "reports":
             received_at = around.now()
             count = convert.batch_size(request.reports, around.batch_reports)
-            del request
-            reports = await self._admitted(data, count)
-            committed = await self._submit(reports, received_at)
+            weight = self._weight(min(count, self._most))
+            gate = around.door.gate
+            if not gate.try_enter(weight):
+                # Decoded they take up five times as much memory: those that wait are kept as they came.
+                del request
+                await gate.enter(weight)
+                request = convert.decode_request(data)
+            committed = await self._submit(self._decoded(request, weight), received_at)
             await session.send(convert.encode_ack(committed))
             # Not before something was acked: then every stream gets its agent further.
             self._is_full = session.layouts_size > _MANY_LAYOUTS and len(session.layouts) > 1
@@ -137,18 +142,12 @@ class Conversation:
         # Anything else is of a newer protocol, and not meant for us.
         return 1
 
-    async def _admitted(self, data: bytes, count: int) -> list[Report]:
-        """A message's reports, once the gate has counted those of the first part.
-
-        Decoded they take up five times as much memory: those that wait are kept as they came.
-        """
-        gate = self._around.door.gate
-        weight = self._weight(min(count, self._most))
-        await gate.enter(weight)
+    def _decoded(self, request: pb.StreamRequest, admitted: int) -> list[Report]:
+        """A message's reports. If it makes no sense, what the gate has counted of it leaves again."""
         try:
-            return convert.decode_batch(convert.decode_request(data).reports, self._session.layouts)
+            return convert.decode_batch(request.reports, self._session.layouts)
         except BaseException:
-            gate.leave(weight)
+            self._around.door.gate.leave(admitted)
             raise
 
     @property
