@@ -2,8 +2,7 @@
 
 Stop order, on SIGTERM or SIGINT:
 
-1. The health service says NOT_SERVING; new streams are refused, nobody enrols any more, and no host is asked
-   over SSH.
+1. The health service says NOT_SERVING; nobody can connect or enrol any more, and no host is asked over SSH.
 2. Every agent gets Goodbye, with a time of its own to come back.
 3. What was admitted is committed and acked, for at most `drain_timeout`.
 4. The server closes the streams that are left.
@@ -72,6 +71,7 @@ from fleetpulse.systemd import Notifier
 
 _LAST_HEARTBEAT = 5.0  # seconds that it may take
 _LAST_POLLS = 5.0
+_LAST_ACKS = 5.0  # seconds that streams stay open after the time to drain, at most
 
 # Seconds after which a transaction hangs in a database that says nothing. Longer than the wait for a
 # locked row, after which the database does say something.
@@ -269,6 +269,8 @@ class Service:
         self._health_checks.stop()
         if self._identity:
             await self._identity.stop_enrolment()
+        # An agent that comes back too early is to find nobody, rather than be cut off in a handshake.
+        closing_port = asyncio.create_task(server.stop(self._config.drain_timeout + _LAST_ACKS))
         deadline = self._loop.time() + self._config.drain_timeout
         ssh = asyncio.create_task(asyncio.to_thread(self._ssh.stop, _LAST_POLLS))
         with suppress(TimeoutError):
@@ -279,6 +281,7 @@ class Service:
         if not await asyncio.to_thread(self._writers.close, max(1.0, deadline - self._loop.time())):
             log.error("stopped before everything was committed; the agents keep it")
         await server.stop(grace=1.0)
+        await closing_port
 
 
 async def _serve(config: Config, store: Store, rules: RuleSet) -> int:
