@@ -16,7 +16,7 @@ So this says what a state of the fleet costs by either design, not which is the 
 Counted is the CPU time of all processes of the server and of its database, by the kernel's word. Zabbix's is counted
 until its cache is empty, ours while reports are acked, which is after the commit. The senders' is shown, not counted:
 several zabbix_sender, written in C, with 250 values a connection, as many as one takes, and `bench.load`, written in
-Python, with a report a message. Zabbix is configured as it comes, with more trappers and bigger caches
+Python, with a report a message. Zabbix is configured as it comes, with more trappers and syncers, and bigger caches
 (`bench.zabbix_server`). With --also: Zabbix whose values never change, and the same where each item is set to
 "discard unchanged with heartbeat"; ours where every report changes a state.
 The last line printed is one JSON object.

@@ -37,7 +37,8 @@ _DISCARD_UNCHANGED_WITH_HEARTBEAT = 20  # of item_preproc.type
 _FIRST_HOST, _FIRST_ITEM = 1_000_000, 10_000_000  # beyond those of the templates
 _SENDERS = 4
 _VARIANTS = 4  # different values of each item, sent in turns
-_FULL = 50.0  # percent of the history cache above which nothing more is sent for a while
+# Of the history cache, and of values before it: above, nothing more is sent for a while.
+_FULL_PERCENT, _FULL_VALUES = 50.0, 200_000
 _PATIENCE = 120.0  # seconds
 
 _ROOMY = {
@@ -81,6 +82,10 @@ class Queue(NamedTuple):
     def is_empty(self) -> bool:
         return self.cache < 0.01 and self.preprocessing == 0
 
+    @property
+    def is_full(self) -> bool:
+        return self.cache > _FULL_PERCENT or self.preprocessing > _FULL_VALUES
+
 
 class Fed(NamedTuple):
     """What a load has been."""
@@ -118,7 +123,7 @@ class ZabbixServer:
     def feed(self, seconds: float, *, changing: bool) -> Fed:
         """Send values for `seconds`, every item's in turn, and wait until all of them are stored.
 
-        What waits in Zabbix is bounded, as it is in a collector: above half of the history cache, senders wait.
+        What waits in Zabbix is bounded, as it is in a collector: when its queue is full, senders wait.
         """
         deadline = time.monotonic() + seconds
         go = threading.Event()
@@ -132,10 +137,10 @@ class ZabbixServer:
                 while not all(sender.done() for sender in running):
                     waiting = self.queue()
                     fullest = max(fullest, waiting.cache)
-                    if waiting.cache < _FULL or time.monotonic() > deadline:
-                        go.set()
-                    else:
+                    if waiting.is_full and time.monotonic() < deadline:
                         go.clear()
+                    else:
+                        go.set()
                     time.sleep(0.5)
             finally:
                 go.set()  # nobody waits for what does not come
