@@ -73,7 +73,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     queue_reports: int = 20_000
     message_size: Size = Size(1 << 20)
-    batch_reports: int = 200
+    batch_reports: int = 10
     connections: int = 10_000
     hello_timeout: Duration = Duration(10)
     reports_per_second: float = 100.0
