@@ -33,12 +33,15 @@ from agent.credential_files import Stored
 from agent.keys import make_key_and_request
 from bench.enrolled_host import Enroller, add_enrolment_options
 from bench.simulated_host import LAYOUT
+from collector.config import Limits
 from collector.identity.authority import Authority
 from fleetpulse import convert
 from fleetpulse.model import CheckKey, CheckLayout, CheckResult, Hello, HostId, Layout, Report, State
 from fleetpulse.v1 import ingest_pb2 as pb
 
 METHOD = "/fleetpulse.v1.IngestService/Stream"
+BATCH = Limits().batch_reports
+"""Reports in a message, as many as a collector takes by default."""
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -132,13 +135,13 @@ async def _greet(attack: Attack, call: Any, layout: Layout = LAYOUT, **change: A
 
 
 async def flood(attack: Attack) -> None:
-    """200 reports in a message, the next as soon as the last is acked: beyond 10,000 a second if let."""
+    """As many reports in a message as may be, the next as soon as the last is acked: thousands a second if let."""
     values = tuple(random.random() for _ in range(LAYOUT.series_count))
 
     async def speak(call: Any) -> None:
         await _greet(attack, call, epoch=random.randrange(1, 2**62))
-        for first in itertools.count(1, 200):
-            await _send(call, _batch([Report(first + n, 1, LAYOUT, values) for n in range(200)]))
+        for first in itertools.count(1, BATCH):
+            await _send(call, _batch([Report(first + n, 1, LAYOUT, values) for n in range(BATCH)]))
             if await call.read() is grpc.aio.EOF:
                 return
             said["messages"] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -124,14 +125,16 @@ class Program:
 
 
 def free_ports() -> tuple[int, int]:
-    """A port on which nobody listens, and the one after it, as `listen` and `identity.enroll_listen` want them."""
+    """A port on which nobody listens, and the one after it, as `listen` and `identity.enroll_listen` want them.
+
+    Below those that the kernel gives to who connects: one of these may be gone before it is listened on.
+    """
     while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            with suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port, port + 1
+        port = random.SystemRandom().randrange(10_000, 32_000)  # tests that run side by side share seeds
+        with socket.socket() as first, socket.socket() as second, suppress(OSError):
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 1))
+            return port, port + 1
 
 
 class Site:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.attackers import BATCH
 from tests.faults import LockRows
 from tests.mariadb_server import MariadbServer
 from tests.processes import ROOT, Program, Site, clean_environ, wait_until
@@ -108,7 +109,7 @@ def test_hosts_are_on_time_beside_floods_lies_and_doubles(mariadb_site: Site) ->
     assert told["absurd"]["INVALID_ARGUMENT"] >= 1
     assert told["backwards"]["INVALID_ARGUMENT"] >= 1
     # 1,000 at once and 100 a second.
-    assert told["flood"]["messages"] * 200 <= 1_000 + 100 * 10 + 400
+    assert told["flood"]["messages"] * BATCH <= 1_000 + 100 * 10 + 400
     assert counts["paced"] >= 1
     # 24 at once and 12 a minute of each of five identities.
     assert told["flapping"]["OK"] <= 24 + 3
