@@ -93,7 +93,7 @@ def test_who_leaves_in_the_moment_of_coming_is_counted_off() -> None:
 
 
 async def _leave_at_the_door() -> None:
-    door, writers = open_door(AwayStore(None), queue_reports=20)  # type: ignore[arg-type]
+    door, writers = open_door(AwayStore(None), queue_reports=20)  # type: ignore[arg-type] - it needs no pool
     task = asyncio.create_task(door.register(record(), 1, 1))
     asyncio.get_running_loop().call_soon(task.cancel)  # before the flush that the task asks for
     await asyncio.gather(task, return_exceptions=True)
@@ -109,7 +109,7 @@ def test_what_does_not_fit_in_yet_is_not_decoded() -> None:
 
 
 async def _wait_with_nonsense() -> None:
-    door, writers = open_door(AwayStore(None), queue_reports=10)  # type: ignore[arg-type]
+    door, writers = open_door(AwayStore(None), queue_reports=10)  # type: ignore[arg-type] - it needs no pool
     await door.gate.enter(7)
     never_announced = Layout((CheckLayout(CheckKey("load"), (Measurement("system.cpu.load", "1"),)),))
     reports = [convert.encode_report(Report(seq, 1, never_announced, (0.5,))) for seq in range(1, 6)]
@@ -126,7 +126,7 @@ async def _wait_with_nonsense() -> None:
         task = asyncio.current_task()
         assert task is not None
         session = Session(record(), 1, 1, lambda _: asyncio.sleep(0), task)
-        await Conversation(session, Context(), around).run()  # type: ignore[arg-type]
+        await Conversation(session, Context(), around).run()  # type: ignore[arg-type] - as much of a context as it uses
 
     stream = asyncio.create_task(talk())
     for _ in range(5):

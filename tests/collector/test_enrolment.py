@@ -155,7 +155,7 @@ def has_fetched(channel: grpc.Channel) -> bool:
     try:
         fetch_trust(channel, 10)
     except grpc.RpcError as error:
-        if error.code() is not grpc.StatusCode.UNAVAILABLE:  # type: ignore[attr-defined]
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:  # type: ignore[attr-defined] - the stubs do not know that a call's error is a call
             raise
         return False
     return True

@@ -75,7 +75,7 @@ def kill_agents(site: Site) -> None:
         for machine in site.agents:
             machine.exec("systemctl", "kill", "--signal=KILL", UNIT)
         for machine in site.agents:
-            wait_until(lambda m=machine: _shown(m, "NRestarts") != "0", seconds=40)  # type: ignore[misc]
+            wait_until(lambda m=machine: _shown(m, "NRestarts") != "0", seconds=40)  # type: ignore[misc] - the type of m is that of its default
         site.wait_for_reports(site.agents)
 
 
@@ -322,7 +322,7 @@ def _expect_all_stored(site: Site, machines: list[Machine], before: dict[str, tu
     for machine in machines:
         made = _last_made(machine)
         wait_until(
-            lambda m=machine, made=made: site.marks()[m.name] >= made,  # type: ignore[misc]
+            lambda m=machine, made=made: site.marks()[m.name] >= made,  # type: ignore[misc] - the type of m is that of its default
             what=f"everything of {machine.name} is stored",
         )
         epoch, seq = site.marks()[machine.name]
