@@ -28,6 +28,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import click
 import structlog
+import uvloop
 from grpc import aio
 
 from collector import config as configuration
@@ -296,7 +297,7 @@ def _start(loaded: Loaded) -> int:
     raise_open_files()
     calm_garbage_collector()
     store = _open_store(loaded, pool_size=config.pool_size, patient=True)
-    return asyncio.run(_serve(config, store, rules))
+    return uvloop.run(_serve(config, store, rules))
 
 
 def _open_store(loaded: Loaded, *, pool_size: int, patient: bool = False) -> Store:

@@ -117,14 +117,29 @@ class Conversation:
         if kind == "reports":
             received_at = around.now()
             count = convert.batch_size(request.reports, around.batch_reports)
-            weight = self._weight(min(count, self._most))
+            most = self._most
+            weight = self._weight(min(count, most))
             gate = around.door.gate
             if not gate.try_enter(weight):
                 # Decoded they take up five times as much memory: those that wait are kept as they came.
                 del request
                 await gate.enter(weight)
                 request = convert.decode_request(data)
-            committed = await self._submit(self._decoded(request, weight), received_at)
+            reports = self._decoded(request, weight)
+            del request  # the message takes up as much again, and its commit may be long in coming
+            if count <= most:
+                committed = await around.door.submit(
+                    session.host,
+                    session.record,
+                    session.epoch,
+                    reports,
+                    received_at,
+                    weight,
+                    is_admitted=True,
+                )
+                around.counts["reports"] += count
+            else:
+                committed = await self._submit_in_parts(reports, received_at, most)
             await session.send(convert.encode_ack(committed))
             # Not before something was acked: then every stream gets its agent further.
             self._is_full = session.layouts_size > _MANY_LAYOUTS and len(session.layouts) > 1
@@ -133,7 +148,9 @@ class Conversation:
             return await self._announce(request.layout, len(data))
         if kind == "facts":
             facts = convert.decode_facts(request.facts)
-            await around.door.submit(session.host, session.record, session.epoch, (), around.now(), facts)
+            await around.door.submit(
+                session.host, session.record, session.epoch, (), around.now(), facts=facts
+            )
         elif kind == "certificate_request":
             await self._renew(convert.decode_certificate_request(request.certificate_request))
             return around.renewal_cost
@@ -159,10 +176,9 @@ class Conversation:
         """How much of a queue or batch so many reports take up."""
         return max(reports, int(reports * self._session.report_cost))
 
-    async def _submit(self, reports: Sequence[Report], received_at: int) -> int:
-        """Commit a message's reports, of which the first part is admitted."""
+    async def _submit_in_parts(self, reports: Sequence[Report], received_at: int, most: int) -> int:
+        """Commit a message's reports, `most` at once, of which the first part is admitted."""
         session, around = self._session, self._around
-        most = self._most
         committed = 0
         for start in range(0, len(reports), most):
             part = reports[start : start + most]
@@ -172,7 +188,7 @@ class Conversation:
                 session.epoch,
                 part,
                 received_at,
-                cost=self._weight(len(part)),
+                self._weight(len(part)),
                 is_admitted=start == 0,
             )
             around.counts["reports"] += len(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from collector.core.identity import Contest
@@ -30,7 +30,7 @@ class Door:
         self._outbox: list[tuple[Writer, Submitted]] = []
         writers.answer_in(self._loop, self.gate.leave)
 
-    async def register(
+    def register(
         self,
         record: HostRecord,
         epoch: int,
@@ -40,47 +40,44 @@ class Door:
         open_since: int = 0,
         contest: Contest | None = None,
         is_polled: bool = False,
-    ) -> Registered | Held:
+    ) -> Awaitable[Registered | Held]:
         """Make a host known; where its epoch stands. See `Registration`. Raises StoreError or HelloRefused."""
         done = self._loop.create_future()
         item = Registration(record, epoch, received_at, done, fingerprint, open_since, contest, is_polled)
-        answer: Registered | Held = await self._pass(record.host_id, item)
-        return answer
+        return self._pass(record.host_id, item)
 
-    async def submit(
+    def submit(
         self,
         host: int,
         record: HostRecord,
         epoch: int,
         reports: Sequence[Report],
         received_at: int,
-        facts: Facts | None = None,
-        cost: int = 1,
+        weight: int = 1,
         *,
+        facts: Facts | None = None,
         is_admitted: bool = False,
-    ) -> int:
+    ) -> Awaitable[int]:
         """Commit reports of a registered host; its high-water mark after that.
 
-        `cost` is what they take up in queues and batches if that is more than their number; the gate has
-        counted them already if they are admitted.
+        `weight` is what they take up in queues and batches, at least their number; the gate has counted it
+        already if they are admitted.
 
         Raises StoreError when the collector stops before it could commit, HelloNeeded for a host that
         was removed or renamed, or has said another Hello meanwhile.
         """
         done = self._loop.create_future()
         item = Submission(
-            host, record.hostname, record.instance, epoch, reports, facts, received_at, done, cost
+            host, record.hostname, record.instance, epoch, reports, facts, received_at, done, weight
         )
-        committed: int = await self._pass(record.host_id, item, is_admitted=is_admitted)
-        return committed
+        return self._pass(record.host_id, item, is_admitted=is_admitted)
 
-    async def tell(
+    def tell(
         self, host: int, host_id: str, hostname: str, report: Report, heard_at: int, found_at: int
-    ) -> bool:
+    ) -> Awaitable[bool]:
         """Have it stored what was found out about a silent host; see `Hearsay`. Raises StoreError."""
         done = self._loop.create_future()
-        counts: bool = await self._pass(host_id, Hearsay(host, hostname, report, heard_at, found_at, done))
-        return counts
+        return self._pass(host_id, Hearsay(host, hostname, report, heard_at, found_at, done))
 
     async def _pass(self, host_id: str, item: Submitted, *, is_admitted: bool = False) -> Any:
         weight = item.weight

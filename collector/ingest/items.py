@@ -89,12 +89,8 @@ class Submission:
     facts: Facts | None
     received_at: int
     done: asyncio.Future[int]
-    cost: int = 1
-
-    @property
-    def weight(self) -> int:
-        """How much of a queue or batch this takes up, in reports; large ones count as several."""
-        return max(self.cost, len(self.reports))
+    weight: int = 1
+    """How much of a queue or batch this takes up, in reports; large ones count as several."""
 
     @property
     def is_abandoned(self) -> bool:

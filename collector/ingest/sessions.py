@@ -71,10 +71,14 @@ class Session:
 
     async def send(self, message: StreamResponse) -> None:
         """Write one message, after whatever is being written. Waits while the agent does not read."""
-        async with self._turn:
+        turn = self._turn
+        await turn.acquire()  # `async with` would cost two coroutines more for each acknowledgement
+        try:
             self.writing_since = time.monotonic()
             await self.write(message)
             self.writing_since = 0.0
+        finally:
+            turn.release()
         if self.ended:
             self.task.cancel()
 

@@ -63,7 +63,7 @@ class PolledHost:
             )
             try:
                 self._seq = await door.submit(
-                    self._host, self._named(record), _EPOCH, (report,), received_at, facts
+                    self._host, self._named(record), _EPOCH, (report,), received_at, facts=facts
                 )
             except HelloNeeded:
                 self._record = None

@@ -68,12 +68,23 @@ def _render_numbers(rows: Sequence[tuple[int, ...]]) -> _Rows:
     return _Rows(",".join([template % row for row in rows]))
 
 
-def _render_rows(rows: Sequence[tuple[int | str | bytes | None, ...]]) -> Iterator[_Rows]:
-    """As few statements' rows as fit into _STATEMENT_SIZE each; a row that is longer is alone.
+def _render_latest(rows: Sequence[LatestRow]) -> Iterator[_Rows]:
+    # The most frequent rows by far, so without a look at each value's type.
+    return _statements(
+        [
+            f"({host:d},{layout:d},x'{series.hex()}',{_literal(results)})"
+            for host, layout, series, results in rows
+        ]
+    )
 
-    Raises TypeError for a value that cannot be written.
-    """
-    rendered = [f"({','.join([_literal(value) for value in row])})" for row in rows]
+
+def _render_rows(rows: Sequence[tuple[int | str | bytes | None, ...]]) -> Iterator[_Rows]:
+    """Raises TypeError for a value that cannot be written."""
+    return _statements([f"({','.join([_literal(value) for value in row])})" for row in rows])
+
+
+def _statements(rendered: Sequence[str]) -> Iterator[_Rows]:
+    """As few statements' rows as fit into _STATEMENT_SIZE each; a row that is longer is alone."""
     first = size = 0
     for index, row in enumerate(rendered):
         size += len(row) + 1
@@ -215,7 +226,7 @@ class MysqlDialect(Dialect):
         return affected // 2
 
     def update_latest(self, cursor: Any, rows: Sequence[LatestRow]) -> None:
-        for part in _render_rows(rows):
+        for part in _render_latest(rows):
             cursor.execute(_UPDATE_LATEST, (part,))
 
     def upsert_checks(self, cursor: Any, rows: Sequence[CheckRow]) -> None:

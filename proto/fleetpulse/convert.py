@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from array import array
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -302,7 +303,7 @@ def _decode_report(message: pb.Report, layouts: Mapping[bytes, Layout]) -> Repor
     layout = layouts.get(message.layout_id)
     if layout is None:
         raise WireError(f"report of a layout not announced: {message.layout_id[:16].hex() or 'none'}")
-    values = tuple(message.values[:])  # a slice is copied at once, an iterator value by value
+    values = array("d", message.values[:])  # a slice is copied at once, an iterator value by value
     if len(values) != layout.series_count:
         raise WireError(f"report of {len(values)} values for a layout of {layout.series_count} series")
     seq, measured_at, dropped = message.seq, message.measured_at_ms, message.dropped

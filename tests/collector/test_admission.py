@@ -154,7 +154,7 @@ def test_a_withdrawn_item_is_not_taken_and_the_others_keep_their_order() -> None
 def test_a_large_item_is_not_taken_together_with_others() -> None:
     """A transaction that takes long holds up as few as possible."""
     inbox = Inbox()
-    large = Submission(1, "", "", 1, (), None, 1, None, cost=50)  # type: ignore[arg-type]
+    large = Submission(1, "", "", 1, (), None, 1, None, weight=50)  # type: ignore[arg-type]
     small = [Rejudgement([(number, "")]) for number in range(3)]
     inbox.put([small[0], large, *small[1:]])
     assert [inbox.take(10, 0) for _ in range(3)] == [[small[0]], [large], small[1:]]
