@@ -100,7 +100,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pool_timeout: Duration = Duration(5)
     writers: int = 2
     batch_reports: int = 500
-    batch_linger: Duration = Duration(0.005)
+    batch_linger: Duration = Duration(0.02)
     connection_reserve: int = 10
     drain_timeout: Duration = Duration(20)
     event_retention: Duration = Duration(365 * 86400)
