@@ -51,7 +51,13 @@ def main() -> None:
         if result is None:
             failed.append(name)
             continue
-        results[name] = {**result, "quick": options.quick, "machine": _machine()}
+        measured = {
+            "quick": options.quick,
+            "machine": _machine(),
+            "commit": _commit(),
+            "at": int(time.time()),
+        }
+        results[name] = {**result, **measured}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
     if failed:
@@ -72,16 +78,25 @@ def table(results: dict[str, Any]) -> str:
     """Every goal, and what was reached, in markdown."""
     lines = ["| benchmark | figure | goal | reached | |", "| --- | --- | --- | --- | --- |"]
     for name in NAMES:
-        for goal in results.get(name, {}).get("goals", ()):
+        result = results.get(name, {})
+        shown = f"{name}, quick" if result.get("quick") else name
+        for goal in result.get("goals", ()):
             met = "met" if goal["met"] else "missed"
             lines.append(
-                f"| {name} | {goal['name']} | {goal['op']} {goal['goal']:g} | {_figure(goal['value'])} | {met} |"
+                f"| {shown} | {goal['name']} | {goal['op']} {goal['goal']:g} | {_figure(goal['value'])} | {met} |"
             )
     return "\n".join(lines)
 
 
 def _figure(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _commit() -> str:
+    """The one that is checked out, with a + if something differs from it; empty outside of a repository."""
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def _machine() -> str:

@@ -1,14 +1,23 @@
-"""The limit of the transport: a bare `grpc.aio` server that sends back every message it reads."""
+"""The limit of the transport: a bare `grpc.aio` server that sends back every message it reads.
+
+`python -m bench.echo [--tuned]` prints its address. Bare is what gRPC and asyncio do unless told otherwise;
+tuned has the collector's event loop, calm garbage collector and options of the transport.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import resource
 from typing import Any
 
 import grpc
+import uvloop
 
+from collector.start import calm_garbage_collector, raise_open_files
 from fleetpulse.v1 import ingest_pb2 as pb
+
+_STREAMS = 20_000
+_TUNING = [("grpc.http2.bdp_probe", 0)]  # see collector/ingest/server.py
 
 
 class _Echo(grpc.GenericRpcHandler):
@@ -24,12 +33,13 @@ class _Echo(grpc.GenericRpcHandler):
             await context.write(message)
 
 
-async def _serve() -> None:
+async def _serve(*, tuned: bool) -> None:
     server = grpc.aio.server(
         handlers=[_Echo()],
         options=[
-            ("grpc.server.max_pending_requests", 10_000),
-            ("grpc.server.max_pending_requests_hard_limit", 10_000),
+            ("grpc.server.max_pending_requests", _STREAMS),
+            ("grpc.server.max_pending_requests_hard_limit", _STREAMS),
+            *(_TUNING if tuned else ()),
         ],
     )
     port = server.add_insecure_port("127.0.0.1:0")
@@ -38,7 +48,19 @@ async def _serve() -> None:
     await server.wait_for_termination()
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tuned", action="store_true", help="with what the collector tunes")
+    tuned = parser.parse_args().tuned
+    raise_open_files()
+    if tuned:
+        calm_garbage_collector()
+        uvloop.run(_serve(tuned=True))
+    else:
+        asyncio.run(_serve(tuned=False))
+
+
 if __name__ == "__main__":
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    asyncio.run(_serve())
+    main()

@@ -29,8 +29,9 @@ Curve = tuple[tuple[float, float], ...]
 
 
 class Costs(NamedTuple):
-    """Of a report: CPU in microseconds, rows, bytes; and rows a second that are no report's. Of a stream: memory in kB, beside that of a collector without
-    any in MB. Of an event: bytes."""
+    """Of a report: CPU in microseconds, rows, bytes; and rows a second that are no report's. Of a stream: memory
+    in kB, beside that of a collector without any in MB. Of an event: bytes. `disk_hosts` is of how many hosts the
+    bytes written to the disk are."""
 
     collector_us: Curve
     database_us: Curve
@@ -41,6 +42,7 @@ class Costs(NamedTuple):
     stream_kb: float | None = None
     empty_mb: float = 0.0
     event_bytes: float | None = None
+    disk_hosts: int = 0
 
 
 class NotMeasured(Exception):
@@ -56,9 +58,12 @@ def costs(results: Mapping[str, Any]) -> Costs:
     rows = results.get("rows", {})
     paced = [rows[name] for name in _PACES if name in rows]
     fastest = [rows["one_percent"]] if "one_percent" in rows else []
+    # At one rate from ever more hosts: what it costs from the most of them.
+    rated = max(results["ingest"].get("rated", ()), key=lambda row: row["hosts"], default=None)
+    busy = [best] if rated is None else [rated, best]
     return Costs(
-        (*_curve(paced, "writer_us"), (best["reports_per_s"], best["collector_us"])),
-        (*_curve(paced, "database_us"), (best["reports_per_s"], best["database_us"])),
+        _curve(paced, "writer_us") + _curve(busy, "collector_us"),
+        _curve([*paced, *busy], "database_us"),
         _curve([*paced, *fastest], "log_bytes"),
         _curve([*paced, *fastest], "disk_bytes"),
         max((row["rows"] for row in (*paced, *fastest)), default=None),
@@ -66,6 +71,7 @@ def costs(results: Mapping[str, Any]) -> Costs:
         max(_in_herd(results, "stream_kb"), default=None),
         max(_in_herd(results, "empty_mb"), default=0.0),
         rows.get("event_bytes"),
+        rows.get("hosts", 0),
     )
 
 
@@ -165,9 +171,17 @@ def _fleet_row(
         if measured.rows is None
         else f"{(measured.rows * reports + measured.rows_by_clock * _DAY) / 1e6:,.1f} million",
         size(cost_at(measured.log_bytes, rate) * reports) if measured.log_bytes else "-",
-        size(cost_at(measured.disk_bytes, rate) * reports) if measured.disk_bytes else "-",
+        _disk_writes(measured, hosts, rate),
         "-" if kept is None else size(event_disk(hosts, events, retention, kept)),
     )
+
+
+def _disk_writes(measured: Costs, hosts: int, rate: float) -> str:
+    # A page is written once, however many of its rows have changed, so what was measured says nothing of
+    # fleets with more rows.
+    if not measured.disk_bytes or hosts > measured.disk_hosts:
+        return "-"
+    return size(cost_at(measured.disk_bytes, rate) * rate * _DAY)
 
 
 def main() -> None:
@@ -188,7 +202,7 @@ def main() -> None:
     print(capacity_table(measured, options.utilisation))
     print(
         f"\n{_CHANGE:.0%} of the reports change something; {options.events:g} events a host and day, kept for "
-        f"{options.retention:g} days.\n"
+        f"{options.retention:g} days. CPU without TLS, memory with it; python -m bench.ingest --tls has what TLS adds.\n"
     )
     print(fleet_table(measured, options.events, options.retention))
 

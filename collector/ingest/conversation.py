@@ -121,7 +121,7 @@ class Conversation:
             weight = self._weight(min(count, most))
             gate = around.door.gate
             if not gate.try_enter(weight):
-                # Decoded they take up five times as much memory: those that wait are kept as they came.
+                # Decoded they take up more memory: those that wait are kept as they came.
                 del request
                 await gate.enter(weight)
                 request = convert.decode_request(data)
@@ -140,6 +140,7 @@ class Conversation:
                 around.counts["reports"] += count
             else:
                 committed = await self._submit_in_parts(reports, received_at, most)
+            del reports  # the agent may be slow to read that they are committed
             await session.send(convert.encode_ack(committed))
             # Not before something was acked: then every stream gets its agent further.
             self._is_full = session.layouts_size > _MANY_LAYOUTS and len(session.layouts) > 1

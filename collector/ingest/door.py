@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from collector.core.identity import Contest
@@ -40,7 +40,7 @@ class Door:
         open_since: int = 0,
         contest: Contest | None = None,
         is_polled: bool = False,
-    ) -> Awaitable[Registered | Held]:
+    ) -> Coroutine[Any, Any, Registered | Held]:
         """Make a host known; where its epoch stands. See `Registration`. Raises StoreError or HelloRefused."""
         done = self._loop.create_future()
         item = Registration(record, epoch, received_at, done, fingerprint, open_since, contest, is_polled)
@@ -57,7 +57,7 @@ class Door:
         *,
         facts: Facts | None = None,
         is_admitted: bool = False,
-    ) -> Awaitable[int]:
+    ) -> Coroutine[Any, Any, int]:
         """Commit reports of a registered host; its high-water mark after that.
 
         `weight` is what they take up in queues and batches, at least their number; the gate has counted it
@@ -74,7 +74,7 @@ class Door:
 
     def tell(
         self, host: int, host_id: str, hostname: str, report: Report, heard_at: int, found_at: int
-    ) -> Awaitable[bool]:
+    ) -> Coroutine[Any, Any, bool]:
         """Have it stored what was found out about a silent host; see `Hearsay`. Raises StoreError."""
         done = self._loop.create_future()
         return self._pass(host_id, Hearsay(host, hostname, report, heard_at, found_at, done))

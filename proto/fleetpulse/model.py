@@ -133,9 +133,8 @@ class Report(NamedTuple):
 
     `seq` counts up by one inside the host's epoch. `measured_at` is the agent's clock in
     milliseconds since the Unix epoch. `values` follows `layout.series`, NaN where a value is
-    missing; off the wire they are an array of doubles, because objects take up four times as much
-    memory, and touching it costs more than anything else that is done with them. `dropped` counts the
-    reports that a full spool lost just before this one.
+    missing; off the wire they are an array of doubles, a quarter of the memory of a tuple of objects.
+    `dropped` counts the reports that a full spool lost just before this one.
     """
 
     seq: int

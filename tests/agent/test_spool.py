@@ -37,7 +37,7 @@ def decoded(waiting: Waiting, *layouts: Layout) -> list[Report]:
     if not waiting.reports:
         return []
     batch = pb.ReportBatch(reports=[pb.Report.FromString(report) for report in waiting.reports])
-    return convert.decode_batch(batch, known)
+    return [report._replace(values=tuple(report.values)) for report in convert.decode_batch(batch, known)]
 
 
 def seqs(spool: AnySpool) -> list[int]:

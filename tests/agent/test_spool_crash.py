@@ -93,7 +93,7 @@ def contents(folder: Path) -> list[int]:
     known = {layout.id: layout for layout in layouts.values()}
     batch = pb.ReportBatch(reports=[pb.Report.FromString(report) for report in waiting.reports])
     reports = convert.decode_batch(batch, known) if waiting.reports else []
-    assert [r.values for r in reports] == [(float(r.seq),) for r in reports]
+    assert [tuple(r.values) for r in reports] == [(float(r.seq),) for r in reports]
     assert [r.layout for r in reports] == [LAYOUTS[r.seq // 20 % 3] for r in reports]
     assert spool.last_seq == (reports[-1].seq if reports else 0)
     assert spool.append(0, LAYOUTS[0], (1.0,), ()) == spool.last_seq

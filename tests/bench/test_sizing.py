@@ -16,7 +16,11 @@ INGEST = {
         {"change": 1.0, "reports_per_s": 1000.0, "collector_us": 900.0, "database_us": 900.0},
         {"change": 0.01, "reports_per_s": 3000.0, "collector_us": 300.0, "database_us": 110.0},
         {"change": 0.01, "reports_per_s": 4000.0, "collector_us": 200.0, "database_us": 100.0},
-    ]
+    ],
+    "rated": [
+        {"hosts": 10_000, "reports_per_s": 1500.0, "collector_us": 250.0, "database_us": 200.0},
+        {"hosts": 100, "reports_per_s": 1500.0, "collector_us": 150.0, "database_us": 150.0},
+    ],
 }
 ROWS = {
     "calm": {"rows": 2.0},
@@ -40,6 +44,7 @@ ROWS = {
         "database_us": 400.0,
     },
     "event_bytes": 250,
+    "hosts": 1000,
 }
 HERD = {
     "first": {"stream_kb": 40.5, "empty_mb": 60.0},
@@ -49,10 +54,10 @@ ALL = {"ingest": INGEST, "rows": ROWS, "herd": HERD}
 CURVE = ((40.0, 700.0), (400.0, 400.0), (4000.0, 100.0))
 
 
-def test_costs_are_those_of_the_paces_and_of_the_best_variant_with_one_percent_change():
+def test_costs_are_those_of_the_paces_of_most_hosts_and_of_the_best_variant_with_one_percent_change():
     assert sizing.costs(ALL) == sizing.Costs(
-        collector_us=((40.0, 800.0), (400.0, 500.0), (4000.0, 200.0)),
-        database_us=CURVE,
+        collector_us=((40.0, 800.0), (400.0, 500.0), (1500.0, 250.0), (4000.0, 200.0)),
+        database_us=((40.0, 700.0), (400.0, 400.0), (1500.0, 200.0), (4000.0, 100.0)),
         log_bytes=((40.0, 1500), (400.0, 1200), (3500.0, 900)),
         disk_bytes=((40.0, 20_000), (400.0, 8000), (3500.0, 1500)),
         rows=2.04,
@@ -60,11 +65,13 @@ def test_costs_are_those_of_the_paces_and_of_the_best_variant_with_one_percent_c
         stream_kb=42.5,
         empty_mb=61.0,
         event_bytes=250,
+        disk_hosts=1000,
     )
 
 
 def test_what_was_not_measured_is_left_out():
-    assert sizing.costs({"ingest": INGEST}) == sizing.Costs(((4000.0, 200.0),), ((4000.0, 100.0),))
+    fastest = {"ingest": {"variants": INGEST["variants"]}}
+    assert sizing.costs(fastest) == sizing.Costs(((4000.0, 200.0),), ((4000.0, 100.0),))
 
 
 @pytest.mark.parametrize("results", [{}, {"ingest": {"variants": INGEST["variants"][:1]}}])
@@ -109,7 +116,7 @@ def test_the_tables_are_markdown_with_as_many_cells_in_every_row(results):
 
 
 def test_hosts_per_core_grow_with_the_interval():
-    table = sizing.capacity_table(sizing.costs({"ingest": INGEST}), 0.5)
+    table = sizing.capacity_table(sizing.costs({"ingest": {"variants": INGEST["variants"]}}), 0.5)
     assert "| collector | 200 | 37,500 | 75,000 | 150,000 |" in table
     assert "| database | 100 | 75,000 | 150,000 | 300,000 |" in table
 
@@ -118,8 +125,14 @@ def test_a_fleet_that_reports_400_times_a_second():
     measured = sizing.costs(ALL)
     assert sizing._fleet_row(measured, 6000, 15, 10, 365) == (
         *("6,000", "15 s", "400", "0.20", "0.16", "316 MB"),
-        *("72.2 million", "41.5 GB", "276 GB", "5.47 GB"),
+        *("72.2 million", "41.5 GB", "-", "5.47 GB"),
     )
+
+
+def test_what_goes_to_the_disk_is_said_of_no_larger_fleet_than_was_measured():
+    measured = sizing.costs(ALL)
+    assert sizing._disk_writes(measured, 1000, 40) == "69.1 GB"
+    assert sizing._disk_writes(measured, 1001, 40) == "-"
 
 
 def run(results: Path) -> subprocess.CompletedProcess[str]:

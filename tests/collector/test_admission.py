@@ -104,7 +104,7 @@ async def _leave_at_the_door() -> None:
 
 
 def test_what_does_not_fit_in_yet_is_not_decoded() -> None:
-    """Thousands of messages may wait at once, and decoded they take up five times as much memory."""
+    """Thousands of messages may wait at once, and decoded they take up more memory."""
     asyncio.run(_wait_with_nonsense())
 
 
