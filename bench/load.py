@@ -124,12 +124,19 @@ async def _stream(
             due = max(due + interval, time.perf_counter())
         sent = time.perf_counter()
         await call.write(message)
-        if await call.read() is grpc.aio.EOF:
-            raise SystemExit(f"the stream of {host.hello.hostname} ended: {await call.details()}")
+        await _answer(call, host, echo=echo)
         window.note(time.perf_counter() - sent)
         if window.is_over:
             break
     await call.done_writing()
+
+
+async def _answer(call: grpc.aio.StreamStreamCall, host: Host, *, echo: bool) -> None:
+    """The report's Ack, or its echo. Whoever is slowed down is told so before."""
+    while (said := await call.read()) is not grpc.aio.EOF:
+        if echo or said.WhichOneof("message") == "ack":
+            return
+    raise SystemExit(f"the stream of {host.hello.hostname} ended: {await call.details()}")
 
 
 async def _channel(address: str, host: Host, enroller: Enroller | None) -> grpc.aio.Channel:
