@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import quantiles
+from typing import Any
 
 import grpc
 
@@ -131,7 +132,7 @@ async def _stream(
     await call.done_writing()
 
 
-async def _answer(call: grpc.aio.StreamStreamCall, host: Host, *, echo: bool) -> None:
+async def _answer(call: Any, host: Host, *, echo: bool) -> None:
     """The report's Ack, or its echo. Whoever is slowed down is told so before."""
     while (said := await call.read()) is not grpc.aio.EOF:
         if echo or said.WhichOneof("message") == "ack":
