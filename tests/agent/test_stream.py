@@ -260,6 +260,12 @@ def test_an_idle_connection_is_pinged_within_two_intervals_and_never_too_often(i
     assert ping + patience < 2 * max(interval, 11_000)
 
 
+@pytest.mark.parametrize("interval", [11_000, 15_000, 24_000])
+def test_a_connection_on_which_reports_are_acked_is_not_pinged_between_them(interval: int) -> None:
+    """Each ping wakes gRPC's idle threads for seconds, which is most of what an agent costs."""
+    assert dict(channel_options(interval))["grpc.keepalive_time_ms"] > 1.2 * interval
+
+
 def test_what_a_rolled_back_spool_knows_is_not_sent_again(tmp_path: Path) -> None:
     """A disk that lost its last writes, or a restored snapshot: the collector has more than the spool."""
 

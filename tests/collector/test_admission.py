@@ -139,6 +139,59 @@ async def _wait_with_nonsense() -> None:
     await asyncio.to_thread(writers.close, 0.1)
 
 
+def test_what_is_committed_is_not_kept_until_the_agent_reads_its_ack() -> None:
+    """The gate has counted it off by then, so nothing else would bound what deaf agents take up."""
+    asyncio.run(_commit_for_a_deaf_agent())
+
+
+async def _commit_for_a_deaf_agent() -> None:
+    layout = Layout((CheckLayout(CheckKey("load"), (Measurement("system.cpu.load", "1"),)),))
+    batch = convert.encode_batch([convert.encode_report(Report(1, 1, layout, (0.5,)))])
+    said = [convert.encode_layout(layout).SerializeToString(), batch.SerializeToString()]
+    acking = asyncio.Event()
+    submitted: list[weakref.ref[object]] = []
+
+    class CommittingDoor:
+        gate = Gate(10)
+
+        async def submit(self, *arguments: object, is_admitted: bool) -> int:
+            assert is_admitted
+            [report] = arguments[3]  # type: ignore[misc] - the reports
+            submitted.append(weakref.ref(report.values))
+            return 1
+
+    class Context:
+        async def read(self) -> bytes:
+            return said.pop(0)
+
+    async def is_not_read(_: object) -> None:
+        acking.set()
+        await asyncio.Event().wait()
+
+    async def talk() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        session = Session(record(), 1, 1, is_not_read, task)
+        await Conversation(session, Context(), around).run()  # type: ignore[arg-type] - as much of a context as it uses
+
+    around = Surroundings(
+        CommittingDoor(),  # type: ignore[arg-type] - as much of a door as it uses
+        lambda: 1,
+        50,
+        Pacer(100, 1000),
+        Refusals(),
+        weakref.WeakValueDictionary(),
+        None,
+        1.0,
+    )
+    stream = asyncio.create_task(talk())
+    async with asyncio.timeout(20):
+        await acking.wait()
+    assert [values() for values in submitted] == [None]
+    stream.cancel()
+    await asyncio.gather(stream, return_exceptions=True)
+
+
 def test_a_withdrawn_item_is_not_taken_and_the_others_keep_their_order() -> None:
     inbox = Inbox()
     items = [Rejudgement([(number, "")]) for number in range(4)]
@@ -154,7 +207,7 @@ def test_a_withdrawn_item_is_not_taken_and_the_others_keep_their_order() -> None
 def test_a_large_item_is_not_taken_together_with_others() -> None:
     """A transaction that takes long holds up as few as possible."""
     inbox = Inbox()
-    large = Submission(1, "", "", 1, (), None, 1, None, weight=50)  # type: ignore[arg-type]
+    large = Submission(1, "", "", 1, (), None, 1, None, weight=50)  # type: ignore[arg-type] - nobody waits for it
     small = [Rejudgement([(number, "")]) for number in range(3)]
     inbox.put([small[0], large, *small[1:]])
     assert [inbox.take(10, 0) for _ in range(3)] == [[small[0]], [large], small[1:]]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -97,6 +98,7 @@ def test_batch_round_trip(batch: list[Report]) -> None:
     assert len(decoded) == len(batch)
     for was, now in zip(batch, decoded, strict=True):
         assert now._replace(values=()) == was._replace(values=())
+        assert isinstance(now.values, array), "objects take up four times as much memory"
         for before, after in zip(was.values, now.values, strict=True):
             assert before == after or (math.isnan(before) and math.isnan(after))
 
