@@ -28,6 +28,8 @@ from fleetpulse.enrolment import EnrolContext, Enrolled, EnrolRequest, serve_enr
 # A connection is closed within 10 s: gRPC adds up to a tenth to its age, and the grace follows.
 _HANDSHAKE = 5.0  # seconds for TLS and HTTP/2 to begin
 _AGE = 7.0  # seconds after which a connection takes no more calls
+_KEEPALIVE = 5.0  # seconds without a sign of the peer until it is asked for one
+_UNREAD = 2.0  # seconds that it may leave unanswered what it is sent
 _GRACE = 1.0  # seconds more for the call that is under way
 _CONNECTIONS = 256
 _SLOW = 0.8  # seconds that who asks too often waits for each answer; less than the grace
@@ -177,7 +179,12 @@ def create_enrolment_server(servicer: EnrolmentServicer) -> aio.Server:
             ("grpc.max_connection_age_ms", int(_AGE * 1000)),
             ("grpc.max_connection_age_grace_ms", int(_GRACE * 1000)),
             ("grpc.max_allowed_incoming_connections", _CONNECTIONS),
+            # Whose last calls are not cleared away yet is refused one more: what keeps a flood of resets
+            # from others can refuse a hurried client, too. Agents make one call on a connection.
             ("grpc.max_concurrent_streams", 1),
+            # A connection whose peer does not read outlives its age, until TCP gives it up.
+            ("grpc.keepalive_time_ms", int(_KEEPALIVE * 1000)),
+            ("grpc.keepalive_timeout_ms", int(_UNREAD * 1000)),
             ("grpc.http2.bdp_probe", 0),
         ],
         maximum_concurrent_rpcs=_CONNECTIONS,

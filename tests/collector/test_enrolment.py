@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import socket
 import ssl
@@ -49,7 +50,7 @@ from collector.store.schema import upgrade
 from collector.store.statuses import load_statuses, write_seen
 from collector.store.store import Store, Transaction, open_store
 from collector.store.tokens import StoredToken, spend_token
-from fleetpulse.enrolment import EnrolRequest, enroll, fetch_trust, urn_of
+from fleetpulse.enrolment import EnrolRequest, fetch_trust, urn_of
 from tests.collector.enrolment_site import EnrolmentSite, application, csr, refusal
 from tests.collector.fleet import record
 from tests.mariadb_server import MariadbServer
@@ -151,7 +152,11 @@ def test_who_asks_for_the_certificates_and_leaves_is_an_event(sqlite_store: Stor
 
 
 def has_fetched(channel: grpc.Channel) -> bool:
-    """Whether a call was taken. The port ends every connection after a while, and calls of that moment with it."""
+    """Whether a call was taken.
+
+    The port ends every connection after a while, and calls of that moment with it. A call right after
+    another on the same connection may be refused, too: see `create_enrolment_server`.
+    """
     try:
         fetch_trust(channel, 10)
     except grpc.RpcError as error:
@@ -310,12 +315,17 @@ def test_each_refusal_says_why(
 RAW = "/fleetpulse.v1.EnrolmentService/Enroll"
 
 
+def call_raw(site: EnrolmentSite, data: bytes) -> object:
+    """Call Enroll with these bytes. Raises grpc.RpcError."""
+    with site.channel() as channel:
+        return channel.unary_unary(RAW)(data, timeout=20)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200))
 def test_bytes_that_make_no_sense_are_refused_and_counted(sqlite_site: EnrolmentSite, data: bytes) -> None:
     counted = sqlite_site.counts["enrolment_refused"]
-    with sqlite_site.channel() as channel:
-        status, text = refusal(lambda: channel.unary_unary(RAW)(data, timeout=20))
+    status, text = refusal(lambda: call_raw(sqlite_site, data))
     assert status == "INVALID_ARGUMENT"
     assert "not an enrolment" in text
     assert sqlite_site.counts["enrolment_refused"] == counted + 1
@@ -328,31 +338,30 @@ def sqlite_site(sqlite_store: Store, tmp_path: Path) -> Iterator[EnrolmentSite]:
 
 
 def test_large_messages_and_other_calls_are_refused(sqlite_site: EnrolmentSite) -> None:
-    with sqlite_site.channel() as channel:
-        assert refusal(lambda: channel.unary_unary(RAW)(bytes(40_000), timeout=20))[0] == "RESOURCE_EXHAUSTED"
-        for call in ("/fleetpulse.v1.IngestService/Stream", "/grpc.health.v1.Health/Check"):
+    assert refusal(lambda: call_raw(sqlite_site, bytes(40_000)))[0] == "RESOURCE_EXHAUSTED"
+    for call in ("/fleetpulse.v1.IngestService/Stream", "/grpc.health.v1.Health/Check"):
+        with sqlite_site.channel() as channel:
             method = channel.unary_unary(call)
             assert refusal(lambda method=method: method(b"", timeout=20))[0] == "UNIMPLEMENTED"  # type: ignore[misc]
 
 
 def test_a_flood_of_refusals_leaves_few_events(sqlite_site: EnrolmentSite) -> None:
-    with sqlite_site.channel() as channel:
-        for _ in range(40):
-            refusal(lambda: enroll(channel, application("nonsense"), 20))
+    for _ in range(40):
+        refusal(lambda: sqlite_site.enroll(application("nonsense")))
     assert sqlite_site.counts["enrolment_refused"] == 40
     assert 10 <= len(sqlite_site.events("enrolment-refused")) < 15
 
 
 def test_who_is_refused_too_often_has_to_wait(sqlite_store: Store, tmp_path: Path) -> None:
-    with EnrolmentSite(sqlite_store, own_ca(tmp_path), rate=6) as site, site.channel() as channel:
+    with EnrolmentSite(sqlite_store, own_ca(tmp_path), rate=6) as site:
         token = site.token(uses=30)
         for number in range(20):  # successes cost nothing
-            enroll(channel, application(token, hostname=f"web-{number}"), 20)
-        answers = [refusal(lambda: enroll(channel, application("nonsense"), 20)) for _ in range(20)]
+            site.enroll(application(token, hostname=f"web-{number}"))
+        answers = [refusal(lambda: site.enroll(application("nonsense"))) for _ in range(20)]
         assert [status for status, _ in answers] == ["UNAUTHENTICATED"] * 13 + ["RESOURCE_EXHAUSTED"] * 7
         assert "too many refused attempts from 127.0.0.1; try again in 10 s" in answers[-1][1]
-        assert refusal(lambda: enroll(channel, application(token), 20))[0] == "RESOURCE_EXHAUSTED"
-        assert refusal(lambda: channel.unary_unary(RAW)(b"?", timeout=20))[0] == "RESOURCE_EXHAUSTED"
+        assert refusal(lambda: site.enroll(application(token)))[0] == "RESOURCE_EXHAUSTED"
+        assert refusal(lambda: call_raw(site, b"?"))[0] == "RESOURCE_EXHAUSTED"
         assert site.counts == {"enrolled": 20, "enrolment_refused": 13, "enrolment_limited": 9}
         assert any("too many" in event.message for event in site.events("enrolment-refused"))
 
@@ -413,11 +422,12 @@ def test_who_asks_for_the_ca_too_often_is_slowed_down_and_not_refused(
 ) -> None:
     monkeypatch.setattr(attempts_module, "_ASKED_AT_ONCE", 5)
     monkeypatch.setattr(attempts_module, "_ASKED_PER_SECOND", 0.001)
-    with EnrolmentSite(sqlite_store, own_ca(tmp_path)) as site, site.channel() as channel:
+    with EnrolmentSite(sqlite_store, own_ca(tmp_path)) as site:
         times = []
         for _ in range(6):
             began = time.monotonic()
-            assert fetch_trust(channel, 5) == site.keyring.current.bundle
+            with site.channel() as channel:
+                assert fetch_trust(channel, 5) == site.keyring.current.bundle
             times.append(time.monotonic() - began)
     assert max(times[:5]) < times[5]
     assert times[5] >= 0.8
@@ -798,8 +808,59 @@ def trickle(site: EnrolmentSite, opening: bytes, rest: bytes) -> float:
 def keep_calling(site: EnrolmentSite) -> float:
     """How long one connection serves call after call; the channel makes another one then."""
     with site.channel() as channel:
-        wait_until(lambda: fetch_trust(channel, 5) and len(site.calls) > 1, seconds=25)
+        wait_until(lambda: has_fetched(channel) and len(site.calls) > 1, seconds=25)
     return max(times[-1] - times[0] for times in site.calls.values())
+
+
+def test_who_begins_and_resets_calls_without_end_shuts_nobody_out(site: EnrolmentSite) -> None:
+    """And is thrown out, although it reads nothing of what it is told."""
+    with ThreadPoolExecutor(1) as threads:
+        lasted = threads.submit(reset_calls, site)
+        answers = 0
+        while not lasted.done():
+            with site.channel() as channel:
+                assert fetch_trust(channel, 10) == site.keyring.current.bundle
+            answers += 1
+        assert lasted.result() < 12
+    assert answers > 10
+
+
+def reset_calls(site: EnrolmentSite) -> float:
+    """Begin calls and reset them at once, as many as go, until the connection is closed or 20 s are over."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "https",
+        ":path": "/fleetpulse.v1.EnrolmentService/GetTrust",
+        ":authority": "localhost",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    # Literal header fields without indexing (RFC 7541, 6.2.2).
+    block = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in fields.items()
+    )
+    began = time.monotonic()
+    with over_tls(site) as connection:
+        connection.sendall(HTTP2 + frame(4, 1, 0, b""))  # SETTINGS, acknowledged
+        try:
+            for first in itertools.count(1, 100):
+                connection.sendall(
+                    b"".join(
+                        frame(1, 4, stream, block) + frame(3, 0, stream, b"\0\0\0\x08")  # HEADERS, RST_STREAM
+                        for stream in range(first, first + 100, 2)
+                    )
+                )
+                if time.monotonic() - began > 20:
+                    break
+        except OSError:
+            pass
+    return time.monotonic() - began
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """A frame of HTTP/2 (RFC 9113, 4.1)."""
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
 # --- the clerk ---
