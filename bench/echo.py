@@ -1,23 +1,43 @@
 """The limit of the transport: a bare `grpc.aio` server that sends back every message it reads.
 
-`python -m bench.echo [--tuned]` prints its address. Bare is what gRPC and asyncio do unless told otherwise;
-tuned has the collector's event loop, calm garbage collector and options of the transport.
+`python -m bench.echo [--tuned] [--identity-dir DIR]` prints its address. Bare is what gRPC and asyncio do unless told
+otherwise; tuned has the collector's event loop, calm garbage collector and options of the transport. With an identity
+it speaks TLS as a collector does, to who has a certificate.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import uvloop
 
+from collector.config import Identity
+from collector.identity.keyring import Keyring
 from collector.start import calm_garbage_collector, raise_open_files
 from fleetpulse.v1 import ingest_pb2 as pb
 
 _STREAMS = 20_000
-_TUNING = [("grpc.http2.bdp_probe", 0)]  # see collector/ingest/server.py
+_TUNING = [("grpc.http2.bdp_probe", 0), ("grpc.tsi.max_frame_size", 1024)]  # see collector/ingest/server.py
+
+
+@contextmanager
+def echo_server(*options: str) -> Iterator[tuple[str, int]]:
+    """The address and the process of a running echo."""
+    command = [sys.executable, "-m", "bench.echo", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as echo:
+        assert echo.stdout is not None
+        try:
+            yield echo.stdout.readline().strip(), echo.pid
+        finally:
+            echo.kill()
 
 
 class _Echo(grpc.GenericRpcHandler):
@@ -33,7 +53,13 @@ class _Echo(grpc.GenericRpcHandler):
             await context.write(message)
 
 
-async def _serve(*, tuned: bool) -> None:
+def _credentials(identity_dir: Path) -> grpc.ServerCredentials:
+    material = Keyring(Identity(identity_dir), lambda: ()).load()
+    pair = (material.server_key, material.server_chain)
+    return grpc.ssl_server_credentials([pair], material.bundle, require_client_auth=True)
+
+
+async def _serve(identity_dir: Path | None, *, tuned: bool) -> None:
     server = grpc.aio.server(
         handlers=[_Echo()],
         options=[
@@ -42,7 +68,10 @@ async def _serve(*, tuned: bool) -> None:
             *(_TUNING if tuned else ()),
         ],
     )
-    port = server.add_insecure_port("127.0.0.1:0")
+    if identity_dir is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", _credentials(identity_dir))
     await server.start()
     print(f"127.0.0.1:{port}", flush=True)
     await server.wait_for_termination()
@@ -53,13 +82,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tuned", action="store_true", help="with what the collector tunes")
-    tuned = parser.parse_args().tuned
+    parser.add_argument("--identity-dir", type=Path, metavar="DIR", help="speak TLS with a collector's keys")
+    options = parser.parse_args()
     raise_open_files()
-    if tuned:
+    if options.tuned:
         calm_garbage_collector()
-        uvloop.run(_serve(tuned=True))
+        uvloop.run(_serve(options.identity_dir, tuned=True))
     else:
-        asyncio.run(_serve(tuned=False))
+        asyncio.run(_serve(options.identity_dir, tuned=False))
 
 
 if __name__ == "__main__":

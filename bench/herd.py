@@ -5,7 +5,7 @@
 Runs the real collector on a private MariaDB (innodb_flush_log_at_trx_commit=1), and agents that report every
 15 s over TLS, each over a connection of its own; see `bench.fleet_agents`, and `bench.fleet` for their certificates.
 Once all of them report, the collector is stopped (SIGTERM) or killed (SIGKILL), is away for some seconds, and is
-started again at the same address. Measured from when it listens: when every host has a report committed by it,
+started again at the same address. At the end as many streams, up to 1,000, stand in a bare echo. Measured from when it listens: when every host has a report committed by it,
 whose CPU time that took, and what its streams take up in memory and in open files. A stream that ends while the
 collector is away, or by its Goodbye, is no error; any other end is. The last line printed is one JSON object.
 """
@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +25,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.echo import echo_server
 from bench.fleet import Fleet, certify
 from bench.result import Goal, parser, print_result
 from bench.usage import cpu_seconds, memory
@@ -31,6 +34,7 @@ from tests.processes import Program, Site, running_site
 
 _AWAY = 2.0  # seconds from the collector's end to its next start
 _PATIENCE = 90.0
+_ECHO_STREAMS = 1000
 _FIRST = 20.0  # seconds over which the agents connect for the first time
 _SECONDS_GOAL, _MEMORY_GOAL = 30.0, 60.0  # kB
 
@@ -51,6 +55,7 @@ class Herd:
     def __init__(self, site: Site, database: MariadbServer, options: argparse.Namespace, state_dir: Path):
         self._site = site
         self._database = database
+        self._state_dir = state_dir
         self._interval: float = options.interval
         self._start()
         with closing(site.open_store()) as store:
@@ -125,6 +130,23 @@ class Herd:
         self.fleet.stop()
         return self._stop()
 
+    def echo_stream(self, streams: int) -> float:
+        """kB that a stream takes up in an echo that speaks TLS and is tuned as the collector is."""
+        credentials = next(self._state_dir.iterdir())
+        command = [sys.executable, "-m", "bench.idle_streams", "--streams", str(streams)]
+        command += ["--state-dir", str(credentials)]
+        with echo_server("--tuned", "--identity-dir", str(self._site.identity_dir)) as (address, pid):
+            empty = memory(pid).rss
+            with subprocess.Popen(
+                [*command, address], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            ) as client:
+                assert client.stdout is not None
+                if client.stdout.readline().strip() != str(streams):
+                    raise SystemExit("the streams to the echo have ended")
+                taken = memory(pid).rss - empty
+                client.communicate()
+        return round(taken / streams / 1000, 1)
+
     def _streams(self) -> dict[str, Any]:
         """What all streams take up, once each has reported again."""
         time.sleep(self._interval / 3)
@@ -154,7 +176,9 @@ def _sorted_out(endings: list[tuple[float, str]], listening: float) -> tuple[dic
     return dict(errors), dict(late)
 
 
-def _measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, int]]:
+def _measure(
+    options: argparse.Namespace,
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, int], float]:
     rows: list[dict[str, Any]] = []
     shared_memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with (
@@ -172,7 +196,8 @@ def _measure(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[st
                     if not options.json:
                         _print_row(rows[-1], first=len(rows) == 1)
             counts = herd.end()
-    return rows, first, counts
+        echo = herd.echo_stream(min(options.hosts, _ECHO_STREAMS))
+    return rows, first, counts, echo
 
 
 def _print_row(row: dict[str, Any], *, first: bool) -> None:
@@ -200,14 +225,22 @@ def main() -> None:
     options.first = _FIRST
     if options.quick:
         options.hosts, options.processes, options.interval, options.first = 1000, 2, 6.0, 3.0
-    rows, first, counts = _measure(options)
+    rows, first, counts, echo = _measure(options)
+    if not options.json:
+        print(f"a stream takes up {echo} kB in a bare echo over TLS")
     goals = [
         Goal("seconds until every host is back", max(row["all_back_s"] for row in rows), "<=", _SECONDS_GOAL),
         Goal("errors", sum(sum(row["errors"].values()) for row in rows), "==", 0),
         Goal("kB a stream", max(row["stream_kb"] for row in (first, *rows)), "<=", _MEMORY_GOAL),
     ]
     print_result(
-        "herd", goals, hosts=options.hosts, first=first, variants=rows, counts_of_the_last_collector=counts
+        "herd",
+        goals,
+        hosts=options.hosts,
+        first=first,
+        variants=rows,
+        counts_of_the_last_collector=counts,
+        echo_stream_kb=echo,
     )
 
 

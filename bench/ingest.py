@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from bench.echo import echo_server
 from bench.result import Goal, parser, print_result
 from bench.usage import cpu_seconds
 from tests.mariadb_server import MariadbServer
@@ -59,18 +60,6 @@ def run_load(
         "p99_ms": result["p99_ms"],
     }
     return figures | {f"{name}_us": seconds / result["acked"] * 1e6 for name, seconds in used.items()}
-
-
-@contextmanager
-def echo_server(*options: str) -> Iterator[tuple[str, int]]:
-    """The address and the process of a running echo."""
-    command = [sys.executable, "-m", "bench.echo", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as echo:
-        assert echo.stdout is not None
-        try:
-            yield echo.stdout.readline().strip(), echo.pid
-        finally:
-            echo.kill()
 
 
 class Collector(NamedTuple):
