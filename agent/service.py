@@ -137,35 +137,9 @@ async def _serve(config: AgentConfig, speaker: _Speaker, spool: DiskSpool | Memo
         credentials=speaker.credentials,
         on_acked=_FirstAck(notifier, speaker.collector, code),
     )
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored: new settings take a restart")
-    measurer = Measurer(config.checks, spool.last_layout)
-
-    def measure() -> None:
-        measured = measurer.measure(time.monotonic(), time.time_ns() // 1_000_000)
-        spool.append(measured.measured_at, measured.layout, measured.values, measured.results)
-        # Stopping closes the loop under a round that hangs.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(delivery.wake)
-
-    def tell_facts() -> None:
-        facts = collect_facts()
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(delivery.set_facts, facts)
-        code.give_back()  # there may have been another connection since
-
-    now = time.monotonic()
-    schedule = Schedule.starting(now, config.interval, random.random(), random.random())  # noqa: S311
-    rounds = Periodic(
-        "measuring",
-        measure,
-        schedule.first,
-        lambda now: schedule.next_due(now, random.random()),  # noqa: S311
-    )
-    inventory = Periodic("collecting facts", tell_facts, now, lambda now: now + FACTS_INTERVAL)
+    stop = _stop_on_signals()
+    rounds = _rounds(config, spool, delivery)
+    inventory = _inventory(delivery, code)
     log.info(
         "agent %s of %s (%s) reports to %s every %g s, %d reports wait in the spool",
         __version__,
@@ -192,6 +166,50 @@ async def _serve(config: AgentConfig, speaker: _Speaker, spool: DiskSpool | Memo
             log.warning("the round in progress hangs and is left behind")
         delivering.cancel()
         await asyncio.gather(delivering, return_exceptions=True)
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """What is set when the agent is to stop."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, log.info, "SIGHUP ignored: new settings take a restart")
+    return stop
+
+
+def _rounds(config: AgentConfig, spool: DiskSpool | MemorySpool, delivery: Delivery) -> Periodic:
+    """Measures every interval, in a thread; what is measured is in the spool before delivery hears of it."""
+    loop = asyncio.get_running_loop()
+    measurer = Measurer(config.checks, spool.last_layout)
+
+    def measure() -> None:
+        measured = measurer.measure(time.monotonic(), time.time_ns() // 1_000_000)
+        spool.append(measured.measured_at, measured.layout, measured.values, measured.results)
+        # Stopping closes the loop under a round that hangs.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(delivery.wake)
+
+    schedule = Schedule.starting(time.monotonic(), config.interval, random.random(), random.random())  # noqa: S311
+    return Periodic(
+        "measuring",
+        measure,
+        schedule.first,
+        lambda now: schedule.next_due(now, random.random()),  # noqa: S311
+    )
+
+
+def _inventory(delivery: Delivery, code: LoadedCode) -> Periodic:
+    """Collects the machine's facts now and then, in a thread."""
+    loop = asyncio.get_running_loop()
+
+    def tell_facts() -> None:
+        facts = collect_facts()
+        with contextlib.suppress(RuntimeError):  # as above
+            loop.call_soon_threadsafe(delivery.set_facts, facts)
+        code.give_back()  # there may have been another connection since
+
+    return Periodic("collecting facts", tell_facts, time.monotonic(), lambda now: now + FACTS_INTERVAL)
 
 
 class _FirstAck:

@@ -30,7 +30,7 @@ from collector.core.ssh_settings import SettingsError, SshSettings
 from collector.store.hosts import find_hosts
 from collector.store.reading import HostLine, load_lines
 from collector.store.ssh_hosts import load_polled_numbers, note_change
-from collector.store.store import Transaction
+from collector.store.store import Store, Transaction
 from fleetpulse.convert import MAX_GROUPS
 from fleetpulse.model import State
 
@@ -138,31 +138,38 @@ def command(
     site = session.loaded.config.ssh
     with session.store() as store:
         surplus: list[HostLine] = []
-        new: list[str] = []
+        untrusted: list[str] = []
         if dry_run or prune:
             with store.transaction(write=False) as tx:
                 steps = plan(tx, wanted, site)
                 surplus = _surplus(tx, steps, left_out) if prune else []
-        if surplus and not yes and not dry_run:
-            ask(
-                f"Remove {count(len(surplus), 'host')} that the inventory does not name?",
-                map(describe, surplus),
-            )
         if not dry_run:
-
-            def write(tx: Transaction, now: int) -> tuple[list[Step], list[HostLine]]:
-                done = bring_about(tx, wanted, site, now)
-                return done, _prune(tx, surplus, now)
-
-            steps, surplus = change(store, write)
-            with store.transaction(write=False) as tx:
-                new = _untrusted(tx, steps, site)
-        if surplus and not dry_run:
-            with store.transaction(write=False) as tx:
-                tell_of_trusted(tx, [host.hostname for host in surplus])
+            if surplus and not yes:
+                ask(
+                    f"Remove {count(len(surplus), 'host')} that the inventory does not name?",
+                    map(describe, surplus),
+                )
+            steps, surplus, untrusted = _carry_out(store, wanted, site, surplus)
     _note_ignored(understood)
     left_out |= dict.fromkeys(_unknown(wanted, steps), NO_SUCH_HOST)
-    return session.answer(Imported(steps, surplus, left_out, new, dry_run), as_json=as_json)
+    return session.answer(Imported(steps, surplus, left_out, untrusted, dry_run), as_json=as_json)
+
+
+def _carry_out(
+    store: Store, wanted: list[Wanted], site: Ssh, surplus: list[HostLine]
+) -> tuple[list[Step], list[HostLine], list[str]]:
+    """What was done, who was removed, and the names of the new hosts that nobody vouches for."""
+
+    def write(tx: Transaction, now: int) -> tuple[list[Step], list[HostLine]]:
+        done = bring_about(tx, wanted, site, now)
+        return done, _prune(tx, surplus, now)
+
+    steps, removed = change(store, write)
+    with store.transaction(write=False) as tx:
+        untrusted = _untrusted(tx, steps, site)
+        if removed:
+            tell_of_trusted(tx, [host.hostname for host in removed])
+    return steps, removed, untrusted
 
 
 def _wanted(

@@ -90,7 +90,7 @@ def command(
     """
     from collector.cli import ssh_trust_hosts, ssh_trust_lines
 
-    is_asking = bool(names) or bool(groups) or bool(labels) or untrusted
+    is_asking = bool(names or groups or labels or untrusted)
     ways = [is_asking, known_hosts is not None, ca is not None, is_list, bool(forget)]
     if sum(ways) != 1 or (names and (groups or labels or untrusted)):
         raise click.UsageError(
