@@ -325,12 +325,17 @@ def test_a_key_file_that_cannot_be_used(server: SshServer, what: str, said: str)
 def test_the_key_may_be_in_an_agent(server: SshServer, tmp_path: Path) -> None:
     """Where one with a passphrase has to be."""
     socket_path = tmp_path / "agent"
+
+    def ssh_add(*arguments: str | Path) -> int:
+        return subprocess.run(
+            ["ssh-add", *arguments], env={"SSH_AUTH_SOCK": str(socket_path)}, capture_output=True, check=False
+        ).returncode
+
     with subprocess.Popen(["ssh-agent", "-D", "-a", str(socket_path)], stdout=subprocess.DEVNULL) as agent:
         try:
-            wait_until(socket_path.exists, what="the agent")
-            subprocess.run(
-                ["ssh-add", "-q", str(server.key_file)], env={"SSH_AUTH_SOCK": str(socket_path)}, check=True
-            )
+            # Its socket is there before it listens. 1: it answers, and has no keys.
+            wait_until(lambda: ssh_add("-l") == 1, what="the agent")
+            assert ssh_add("-q", server.key_file) == 0
             server.key_file.unlink()
             target = server.target(keys=(), agent=socket_path)
             assert asyncio.run(ask(make_links(server.known_hosts_line), target))
