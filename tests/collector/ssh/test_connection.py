@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import asyncssh
@@ -322,9 +323,9 @@ def test_a_key_file_that_cannot_be_used(server: SshServer, what: str, said: str)
     assert said in failure.diagnosis.evidence
 
 
-def test_the_key_may_be_in_an_agent(server: SshServer, tmp_path: Path) -> None:
-    """Where one with a passphrase has to be."""
-    socket_path = tmp_path / "agent"
+@contextmanager
+def ssh_agent(socket_path: Path, *keys: Path) -> Iterator[None]:
+    """An agent with these keys, while the block runs."""
 
     def ssh_add(*arguments: str | Path) -> int:
         return subprocess.run(
@@ -335,12 +336,20 @@ def test_the_key_may_be_in_an_agent(server: SshServer, tmp_path: Path) -> None:
         try:
             # Its socket is there before it listens. 1: it answers, and has no keys.
             wait_until(lambda: ssh_add("-l") == 1, what="the agent")
-            assert ssh_add("-q", server.key_file) == 0
-            server.key_file.unlink()
-            target = server.target(keys=(), agent=socket_path)
-            assert asyncio.run(ask(make_links(server.known_hosts_line), target))
+            for key in keys:
+                assert ssh_add("-q", key) == 0
+            yield
         finally:
             agent.terminate()
+
+
+def test_the_key_may_be_in_an_agent(server: SshServer, tmp_path: Path) -> None:
+    """Where one with a passphrase has to be."""
+    socket_path = tmp_path / "agent"
+    target = server.target(keys=(), agent=socket_path)
+    with ssh_agent(socket_path, server.key_file):
+        server.key_file.unlink()
+        assert asyncio.run(ask(make_links(server.known_hosts_line), target))
     failure = refused(make_links(server.known_hosts_line), target)
     assert failure.diagnosis.kind is DiagnosisKind.NOT_PROBED
     assert "is ssh-agent running?" in failure.diagnosis.evidence
@@ -357,23 +366,18 @@ def test_no_key_is_taken_from_the_home_of_the_collectors_user(
     other = tmp_path / "other"
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(other)
     other.chmod(0o600)
-    with subprocess.Popen(["ssh-agent", "-D", "-a", str(socket_path)], stdout=subprocess.DEVNULL) as agent:
-        wait_until(socket_path.exists, what="the agent")
-        subprocess.run(["ssh-add", "-q", str(other)], env={"SSH_AUTH_SOCK": str(socket_path)}, check=True)
+    with ssh_agent(socket_path, other):
         failure = refused(make_links(server.known_hosts_line), server.target(keys=(), agent=socket_path))
-        agent.terminate()
     assert failure.diagnosis.kind is DiagnosisKind.KEY_REFUSED
 
 
 def test_an_agent_without_keys_is_told_as_that(server: SshServer, tmp_path: Path) -> None:
     socket_path = tmp_path / "agent"
-    with subprocess.Popen(["ssh-agent", "-D", "-a", str(socket_path)], stdout=subprocess.DEVNULL) as agent:
-        wait_until(socket_path.exists, what="the agent")
+    with ssh_agent(socket_path):
         failure = refused(make_links(server.known_hosts_line), server.target(keys=(), agent=socket_path))
         assert "holds no key" in failure.diagnosis.evidence
         # Where there is a key file as well, nothing is missed.
         assert asyncio.run(ask(make_links(server.known_hosts_line), server.target(agent=socket_path)))
-        agent.terminate()
 
 
 def test_without_anything_to_log_in_with_nothing_is_connected(server: SshServer) -> None:
