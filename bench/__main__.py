@@ -75,7 +75,7 @@ def _run(name: str, *, quick: bool) -> dict[str, Any] | None:
 
 
 def table(results: dict[str, Any]) -> str:
-    """Every goal, and what was reached, in markdown."""
+    """Every goal, what was reached, and what was measured beside it, in markdown."""
     lines = ["| benchmark | figure | goal | reached | |", "| --- | --- | --- | --- | --- |"]
     for name in NAMES:
         result = results.get(name, {})
@@ -85,6 +85,8 @@ def table(results: dict[str, Any]) -> str:
             lines.append(
                 f"| {shown} | {goal['name']} | {goal['op']} {goal['goal']:g} | {_figure(goal['value'])} | {met} |"
             )
+        for one in result.get("compared", ()):
+            lines.append(f"| {shown} | {one['name']} | | {_figure(one['value'])} | |")
     return "\n".join(lines)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any, NamedTuple
 
 
 class Goal(NamedTuple):
@@ -34,7 +35,27 @@ def parser(description: str | None, quick: str = "less of everything: under 50 s
     return made
 
 
-def print_result(benchmark: str, goals: Sequence[Goal], **figures: object) -> None:
+def medians(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each figure over several rounds that all have the same ones."""
+    return {name: median(row[name] for row in rows) for name in rows[0]}
+
+
+def spreads(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The least and the greatest of each."""
+    return {name: [min(row[name] for row in rows), max(row[name] for row in rows)] for name in rows[0]}
+
+
+class Comparison(NamedTuple):
+    """A figure without a goal that belongs beside those that have one: what else was measured in the same run."""
+
+    name: str
+    value: float
+
+
+def print_result(
+    benchmark: str, goals: Sequence[Goal], compared: Sequence[Comparison] = (), **figures: Any
+) -> None:
     """The last line."""
     shown = [{**goal._asdict(), "met": goal.met} for goal in goals]
-    print(json.dumps({"benchmark": benchmark, **figures, "goals": shown}), flush=True)
+    beside = [one._asdict() for one in compared]
+    print(json.dumps({"benchmark": benchmark, **figures, "compared": beside, "goals": shown}), flush=True)
