@@ -3,7 +3,8 @@
     python -m bench [--quick] [NAME...]
 
 Each is a process of its own, as `python -m bench.NAME --json`. What was measured before stays in the file for those
-that are not named. Exit code 0 if all ran, whether or not they met their goals; 1 if one failed.
+that are not named or fail, and the table says of which commit it is; with --quick the file is bench/quick.json.
+Exit code 0 if all ran, whether or not they met their goals; 1 if one failed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ NAMES = (
     "flood",
 )
 RESULTS = Path(__file__).with_name("results.json")
+QUICK_RESULTS = Path(__file__).with_name("quick.json")
+_PATIENCE = 1800.0  # seconds for one of them
 
 
 def main() -> None:
@@ -41,7 +45,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", choices=[*NAMES, []], help=", ".join(NAMES))
     parser.add_argument("--quick", action="store_true", help="each in under a minute")
     options = parser.parse_args()
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    file = QUICK_RESULTS if options.quick else RESULTS
+    results = json.loads(file.read_text()) if file.exists() else {}
     failed = []
     for name in options.names or NAMES:
         began = time.monotonic()
@@ -51,27 +56,30 @@ def main() -> None:
         if result is None:
             failed.append(name)
             continue
-        measured = {
-            "quick": options.quick,
-            "machine": _machine(),
-            "commit": _commit(),
-            "at": int(time.time()),
-        }
-        results[name] = {**result, **measured}
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        results[name] = {**result, "machine": _machine(), "commit": _commit(), "at": int(time.time())}
+        file.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
+    print(f"\n{origin(results)}")
     if failed:
-        parser.exit(1, f"failed: {', '.join(failed)}\n")
+        parser.exit(1, f"failed, so the table has an earlier run of them or none: {', '.join(failed)}\n")
 
 
 def _run(name: str, *, quick: bool) -> dict[str, Any] | None:
     command = [sys.executable, "-m", f"bench.{name}", "--json", *(["--quick"] if quick else [])]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            output, _ = process.communicate(timeout=_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # which ends what it has started
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(60)
+            process.kill()
+            return None
     try:
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, Any] = json.loads(output.splitlines()[-1])
     except (IndexError, ValueError):
         return None
-    return found if done.returncode == 0 else None
+    return found if process.returncode == 0 else None
 
 
 def table(results: dict[str, Any]) -> str:
@@ -79,15 +87,26 @@ def table(results: dict[str, Any]) -> str:
     lines = ["| benchmark | figure | goal | reached | |", "| --- | --- | --- | --- | --- |"]
     for name in NAMES:
         result = results.get(name, {})
-        shown = f"{name}, quick" if result.get("quick") else name
         for goal in result.get("goals", ()):
             met = "met" if goal["met"] else "missed"
             lines.append(
-                f"| {shown} | {goal['name']} | {goal['op']} {goal['goal']:g} | {_figure(goal['value'])} | {met} |"
+                f"| {name} | {goal['name']} | {goal['op']} {goal['goal']:g} | {_figure(goal['value'])} | {met} |"
             )
-        for one in result.get("compared", ()):
-            lines.append(f"| {shown} | {one['name']} | | {_figure(one['value'])} | |")
+        lines += [
+            f"| {name} | {one['name']} | | {_figure(one['value'])} | |" for one in result.get("compared", ())
+        ]
     return "\n".join(lines)
+
+
+def origin(results: dict[str, Any]) -> str:
+    """Which of them are of which commit and day, a line each."""
+    measured: dict[str, list[str]] = {}
+    for name in NAMES:
+        if name in results:
+            day = time.strftime("%Y-%m-%d", time.gmtime(results[name]["at"]))
+            of = f"{results[name]['commit'] or 'no commit'}, {day}, {results[name]['machine']}"
+            measured.setdefault(of, []).append(name)
+    return "\n".join(f"{of}: {', '.join(names)}" for of, names in measured.items())
 
 
 def _figure(value: float) -> str:

@@ -1,12 +1,12 @@
 """What an agent takes from the machine that it watches, beside other programs for that.
 
-    python -m bench.agent [--quick] [--json] [--seconds 120] [--warm-up 30]
+    python -m bench.agent [--quick] [--json] [--seconds 60] [--rounds 3] [--warm-up 30]
 
 All run at the same time and are measured the same way: ours as `fleet-agent run` with the default settings,
 enrolled and reporting over TLS every 15 s to a real collector on SQLite; node_exporter, scraped every 15 s,
 collectd, netdata and zabbix-agent2 as Debian's packages configure them; and a Python that has imported psutil
-and grpc and does nothing, less than which ours cannot have. Memory is the median of what the kernel says of
-a process and all its children in the measured time (/proc/PID/smaps_rollup), CPU time is what they used
+and grpc and does nothing, less than which ours cannot have. Figures are the medians of a few rounds, one right
+after the other. Memory is the median of what the kernel says of a process and all its children in a round (/proc/PID/smaps_rollup), CPU time is what they used
 (clock_getcpuclockid(3)). The last line printed is one JSON object.
 """
 
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from bench.ingest import Collector, collector
 from bench.other_agents import OTHER_AGENTS, OtherAgent
-from bench.result import Goal, parser, print_result
+from bench.result import Comparison, Goal, medians, parser, print_result, spreads
 from bench.usage import Memory, family, family_cpu_seconds, family_memory
 
 _PROGRAM = Path(sys.executable).parent / "fleet-agent"
@@ -212,14 +212,19 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         site.wait_for_report()
         time.sleep(max(0.0, warm_up - time.monotonic()))
         reports = site.reports()
-        used = watch(pids, options.seconds)
+        rounds = [watch(pids, options.seconds) for _ in range(options.rounds)]
         reports = site.reports() - reports
         for name, other in others.items():
-            if not used[name].memory.rss:
-                del used[name]
+            if not all(used[name].memory.rss for used in rounds):
+                del pids[name]
                 missing[name] = f"does not run: {' '.join(other.output.read_text().split())[-500:]}"
-    rows = {name: _figures(usage) for name, usage in used.items()}
-    return {"reports": reports, "agents": rows, "missing": missing}
+    rows = {name: [_figures(used[name]) for used in rounds] for name in pids}
+    return {
+        "reports": reports,
+        "agents": {name: medians(figures) for name, figures in rows.items()},
+        "spread": {name: spreads(figures) for name, figures in rows.items()},
+        "missing": missing,
+    }
 
 
 def _figures(usage: Usage) -> dict[str, float]:
@@ -232,22 +237,26 @@ def _figures(usage: Usage) -> dict[str, float]:
 
 def _print_table(results: dict[str, Any], options: argparse.Namespace) -> None:
     print(
-        f"{options.seconds:g} s after {options.warm_up:g} s, of ours {results['reports']} reports arrived:\n"
+        f"{options.rounds} times {options.seconds:g} s after {options.warm_up:g} s, of ours {results['reports']} reports arrived:\n"
     )
-    print(f"{'':22}  RSS MB  PSS MB  CPU s/min")
+    print(f"{'':22}  RSS MB  PSS MB  CPU s/min (spread)")
     for name, row in results["agents"].items():
-        print(f"{name:22} {row['rss_mb']:7.1f} {row['pss_mb']:7.1f} {row['cpu_s_per_min']:10.3f}")
+        low, high = results["spread"][name]["cpu_s_per_min"]
+        print(
+            f"{name:22} {row['rss_mb']:7.1f} {row['pss_mb']:7.1f} {row['cpu_s_per_min']:10.3f} ({low:.3f}-{high:.3f})"
+        )
     for name, why in results["missing"].items():
         print(f"{name:22}  {why}")
 
 
 def main() -> None:
     arguments = parser(__doc__, "for a shorter time: under 50 s")
-    arguments.add_argument("--seconds", type=float, default=120.0, help="how long is measured")
+    arguments.add_argument("--seconds", type=float, default=60.0, help="length of a round")
+    arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--warm-up", type=float, default=30.0, help="seconds before that")
     options = arguments.parse_args()
     if options.quick:
-        options.seconds, options.warm_up = 30.0, 8.0
+        options.seconds, options.rounds, options.warm_up = 30.0, 1, 8.0
     results = _measure(options)
     if not results["reports"]:
         raise SystemExit("no report arrived while it was measured")
@@ -258,7 +267,13 @@ def main() -> None:
         Goal("agent RSS, MB", ours["rss_mb"], "<=", 40),
         Goal("agent CPU, s/min", ours["cpu_s_per_min"], "<=", 0.06),
     ]
-    print_result("agent", goals, seconds=options.seconds, warm_up_s=options.warm_up, **results)
+    compared = [
+        Comparison(f"agent / {name}: {what}", round(ours[figure] / row[figure], 2))
+        for name, row in results["agents"].items()
+        if name not in (_OURS, _FLOOR)
+        for what, figure in (("RSS", "rss_mb"), ("CPU", "cpu_s_per_min"))
+    ]
+    print_result("agent", goals, compared, seconds=options.seconds, warm_up_s=options.warm_up, **results)
 
 
 if __name__ == "__main__":

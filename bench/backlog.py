@@ -19,13 +19,12 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from bench.fleet import Fleet, Progress, certify
-from bench.result import Goal, parser, print_result
+from bench.result import Goal, medians, parser, print_result, spreads
 from bench.usage import cpu_seconds, memory
-from tests.mariadb_server import MariadbServer
+from tests.mariadb_server import MariadbServer, database_of
 from tests.processes import Site, running_site
 
 _PATIENCE = 150.0
@@ -59,7 +58,7 @@ class Freshness:
     def __init__(self, site: Site, database: MariadbServer, interval: float):
         self._site = site
         self._database = database
-        self._name = site.database_url.partition("?")[0].rpartition("/")[2]
+        self._name = database_of(site.database_url)
         self._began = time.monotonic()
         self._recent = int((time.time() - 4 * interval) * 1000)
         self.not_fresh: list[tuple[float, int]] = []
@@ -109,6 +108,8 @@ def _outage(
     used["agents"] += fleet.cpu
     drained = progress.reached_at[-1] - back
     while not (freshness.is_all_fresh and freshness.all_current):
+        if time.monotonic() > back + _PATIENCE:
+            raise SystemExit(f"after {_PATIENCE:g} s not every host is fresh")
         freshness.look(progress)
         time.sleep(0.1)
     return {
@@ -180,21 +181,26 @@ def main() -> None:
     arguments.add_argument("--interval", type=float, default=15.0, help="seconds from one report to the next")
     arguments.add_argument("--reports", type=int, default=240, help="that each host spools")
     arguments.add_argument("--outage", type=float, default=60.0, help="seconds without a database")
-    arguments.add_argument("--repeat", type=int, default=1)
+    arguments.add_argument("--repeat", type=int, default=3)
     options = arguments.parse_args()
     if options.quick:
-        options.hosts, options.interval, options.outage = 300, 4.0, 16.0
+        options.hosts, options.interval, options.outage, options.repeat = 300, 4.0, 16.0, 1
     rows = _measure(options)
     goals = [
         Goal("seconds until everything is acked", max(row["drained_s"] for row in rows), "<=", _DRAIN_GOAL),
         Goal("MB of growth", max(row["growth_mb"] for row in rows), "<=", _MEMORY_GOAL),
         Goal("seconds until every host is fresh", max(row["all_fresh_s"] for row in rows), "<=", _FRESH_GOAL),
     ]
-    middle = {
-        name: median(row[name] for row in rows)
-        for name in ("drained_s", "reports_per_s", "all_fresh_s", "all_current_s", "growth_mb")
-    }
-    print_result("backlog", goals, hosts=options.hosts, median=middle, repeats=rows)
+    names = ("drained_s", "reports_per_s", "all_fresh_s", "all_current_s", "growth_mb")
+    figures = [{name: row[name] for name in names} for row in rows]
+    print_result(
+        "backlog",
+        goals,
+        hosts=options.hosts,
+        median=medians(figures),
+        spread=spreads(figures),
+        repeats=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from bench.result import Goal, parser, print_result
+from bench.result import Comparison, Goal, parser, print_result
 from bench.stored_fleet import fill, keep_listening
 from collector.store.schema import upgrade
 from collector.store.store import Store, open_store
@@ -62,6 +62,8 @@ _QUESTIONS = (
     "hosts --limit 20",
     "hosts --group rack-007",
 )
+# As monitoring plugins do: warnings and worse are an answer.
+_ANSWERS = {"stale": (0, 1, 2), "status": (0, 1, 2), "hosts": (0,)}
 
 
 class Run(NamedTuple):
@@ -72,8 +74,8 @@ class Run(NamedTuple):
     output_bytes: int
 
 
-def run(command: Sequence[str], environ: dict[str, str] | None = None) -> Run:
-    """Run a program that answers 0 to 2, as monitoring plugins do; SystemExit if it does not."""
+def run(command: Sequence[str], environ: dict[str, str] | None = None, answers: Sequence[int] = (0,)) -> Run:
+    """Run a program; SystemExit if it ends with anything else than `answers`, or says nothing."""
     began = time.perf_counter()
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -83,8 +85,8 @@ def run(command: Sequence[str], environ: dict[str, str] | None = None) -> Run:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.perf_counter() - began
-    if process.returncode not in (0, 1, 2):
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    if process.returncode not in answers or not size:
+        raise SystemExit(f"{' '.join(command)} said {size} bytes and ended with {process.returncode}")
     return Run(seconds, usage.ru_utime + usage.ru_stime, size)
 
 
@@ -120,7 +122,7 @@ class Database:
         runs = []
         for _ in range(1 + count):
             keep_listening(self.store, int(time.time() * 1000))
-            runs.append(run([_CLI, *question.split()], self._environ))
+            runs.append(run([_CLI, *question.split()], self._environ, _ANSWERS[question.split()[0]]))
         return figures(runs[1:])
 
     def ask_in_sql(self, question: str, count: int) -> dict[str, Any]:
@@ -183,6 +185,11 @@ def _tell(name: str, row: dict[str, Any]) -> None:
     )
 
 
+def _ratio(found: dict[str, Any], question: str) -> float:
+    """How much longer the admin's command takes than the database's client."""
+    return round(float(found["cli"][question]["seconds"] / found["sql"][question]["seconds"]), 2)
+
+
 def main() -> None:
     arguments = parser(__doc__, "20,000 hosts, three runs each: under 50 s")
     arguments.add_argument("--hosts", type=int, default=100_000)
@@ -204,7 +211,12 @@ def main() -> None:
         Goal(f"seconds for stale, {kind}", found["cli"]["stale"]["seconds"], "<=", _STALE_SECONDS)
         for kind, found in results.items()
     ]
-    print_result("read", goals, hosts=options.hosts, runs=options.runs, start=start, **results)
+    compared = [
+        Comparison(f"{question}: collector-cli / SQL, {kind}", _ratio(found, question))
+        for kind, found in results.items()
+        for question in _SQL
+    ]
+    print_result("read", goals, compared, hosts=options.hosts, runs=options.runs, start=start, **results)
 
 
 if __name__ == "__main__":

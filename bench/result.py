@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -26,7 +28,8 @@ class Goal(NamedTuple):
 
 
 def parser(description: str | None, quick: str = "less of everything: under 50 s") -> argparse.ArgumentParser:
-    """With the two options that every benchmark has."""
+    """With the two options that every benchmark has. A process that has one ends what it started at SIGTERM, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

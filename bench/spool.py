@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.spool import DiskSpool
-from bench.result import Goal, parser, print_result
+from bench.result import Comparison, Goal, parser, print_result
 from bench.simulated_host import LAYOUT, SimulatedHost
 from fleetpulse.config import Duration
 
@@ -144,7 +144,11 @@ def main() -> None:
         Goal(f"bytes to disk in an hour, {situation}", found[situation]["to_disk_per_hour"], "<=", _GOAL)
         for situation in ("steady", "outage")
     ]
-    print_result("spool", goals, interval_s=float(options.interval), **found)
+    compared = [
+        Comparison(f"bytes to disk in an hour, {situation}", found[situation]["to_disk_per_hour"])
+        for situation in found.keys() - {"steady", "outage"}
+    ]
+    print_result("spool", goals, compared, interval_s=float(options.interval), **found)
 
 
 def _print_table(found: dict[str, dict[str, Any]]) -> None:

@@ -34,10 +34,10 @@ from statistics import median
 from typing import Any
 
 from bench.ingest import collector, run_load
-from bench.result import Goal, parser, print_result
+from bench.result import Comparison, Goal, parser, print_result
 from bench.usage import cpu_seconds
 from bench.zabbix_server import SERIES, discard_unchanged, load_schema, missing_parts, zabbix_server
-from tests.mariadb_server import MariadbServer
+from tests.mariadb_server import MariadbServer, database_of
 
 _NOT_INSTALLED = 3
 # The default of 64 MB would have Zabbix read its history's pages back from disk.
@@ -80,7 +80,7 @@ def _zabbix(database: MariadbServer, options: argparse.Namespace, *, changing: b
 
 def _ours(database: MariadbServer, options: argparse.Namespace, *, change: float = 0.01) -> dict[str, Any]:
     """One turn of the collector; what is acked is committed."""
-    name = database.fresh_database().partition("?")[0].rpartition("/")[2]
+    name = database_of(database.fresh_database())
     load = argparse.Namespace(streams=options.hosts, seconds=options.seconds, warm_up=options.warm_up)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -159,6 +159,17 @@ def _goals(rounds: dict[str, list[dict[str, Any]]]) -> list[Goal]:
     ]
 
 
+def _compared(rounds: dict[str, list[dict[str, Any]]]) -> list[Comparison]:
+    ratios = [
+        own["values_per_cpu_s"] / theirs["values_per_cpu_s"]
+        for own, theirs in zip(rounds[_OURS], rounds[_ZABBIX], strict=True)
+    ]
+    return [
+        Comparison("values per CPU second, ours / Zabbix, least of the rounds", round(min(ratios), 2)),
+        Comparison("values per CPU second, ours / Zabbix, greatest", round(max(ratios), 2)),
+    ]
+
+
 def main() -> None:
     arguments = parser(__doc__, "one round of a few seconds: under 50 s")
     arguments.add_argument("--hosts", type=int, default=1000)
@@ -173,7 +184,9 @@ def main() -> None:
     if options.quick:
         options.rounds, options.seconds, options.warm_up = 1, 4.0, 2.0
     results = _measure(options, lambda text: None if options.json else print(text, flush=True))
-    print_result("zabbix", _goals(results["rounds"]), hosts=options.hosts, **results)
+    print_result(
+        "zabbix", _goals(results["rounds"]), _compared(results["rounds"]), hosts=options.hosts, **results
+    )
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ class PortTaken(Exception):
     """Another program listens on the port that was meant for the server."""
 
 
+def database_of(url: str) -> str:
+    """The name of the database at an address."""
+    return url.partition("?")[0].rpartition("/")[2]
+
+
 class MariadbServer:
     """One mariadbd. `arguments` are added to its command line, such as "--max-connections=20".
 
@@ -223,7 +228,7 @@ class MariadbServer:
 
         `connections` is how many it may have at a time (0: any number).
         """
-        database = url.partition("?")[0].rpartition("/")[2]
+        database = database_of(url)
         privileges = documented_privileges()[like]
         for host in ("localhost", "127.0.0.1"):
             self.query(f"CREATE OR REPLACE USER {name}@'{host}' WITH MAX_USER_CONNECTIONS {connections}")

@@ -19,7 +19,7 @@ from collector.health import PROBLEM_METADATA
 from collector.store.schema import upgrade
 from collector.store.store import open_store
 from tests.faults import Fault
-from tests.mariadb_server import MariadbServer
+from tests.mariadb_server import MariadbServer, database_of
 from tests.processes import Program, Site, running_site, wait_until
 from tests.reporting_fleet import ReportingFleet
 
@@ -50,7 +50,7 @@ class House:
     def __init__(self, server: MariadbServer, folder: Path, stack: ExitStack, message: str):
         self.server = server
         url = server.fresh_database()
-        self.database = url.partition("?")[0].rpartition("/")[2]
+        self.database = database_of(url)
         store = open_store(url, pool_size=1)
         upgrade(store, lambda: time.time_ns() // 1_000_000)
         store.close()

@@ -17,7 +17,7 @@ import pytest
 from collector.store.errors import StoreError, StoreUnavailable
 from collector.store.store import Store, open_store
 from tests.faults import Kill, Pause
-from tests.mariadb_server import MariadbServer
+from tests.mariadb_server import MariadbServer, database_of
 from tests.processes import wait_until
 
 
@@ -179,7 +179,7 @@ def test_the_server_never_counts_more_than_the_size(
     """Twice as many threads as connections; killed ones, a server that stands still, and a restart."""
     monkeypatch.setattr("collector.store.mysql._IO_TIMEOUT", 1)
     url = mariadb.fresh_database()
-    database = url.partition("?")[0].rpartition("/")[2]
+    database = database_of(url)
     # Its own word for the moments that are not looked at: whoever comes too many is turned away.
     account = mariadb.account(url, connections=size)
     admin = mariadb.connect()

@@ -28,6 +28,7 @@ from fleetpulse.model import (
     State,
 )
 from fleetpulse.rpc import CallOverError, open_stream, read_response, write_request
+from tests.mariadb_server import database_of
 from tests.processes import Site, wait_until
 
 
@@ -116,7 +117,7 @@ def test_a_report_that_the_database_refuses_is_refused_and_harms_nobody(mariadb_
     """As if its bounds and ours differed: the agent hears why, and the others' batch goes through."""
     collector = mariadb_site.collector()
     mariadb_site.agent(interval="200ms")
-    database = mariadb_site.database_url.partition("?")[0].rpartition("/")[2]
+    database = database_of(mariadb_site.database_url)
     mariadb.query("ALTER TABLE check_state MODIFY message VARCHAR(8) NOT NULL", database=database)
     code, details = asyncio.run(_report_failure(mariadb_site.address, "far longer than that"))
     assert code is grpc.StatusCode.INVALID_ARGUMENT

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from tests.mariadb_server import UPGRADE, MariadbServer, missing_disk
+from tests.mariadb_server import UPGRADE, MariadbServer, database_of, missing_disk
 from tests.processes import ROOT, Program, Site, clean_environ
 from tests.relay import Relay
 from tests.soak.hive import MEASUREMENT
@@ -132,7 +132,7 @@ class World:
             MariadbServer("--max-connections=60", disk="1G" if self.has_own_disk else "")
         )
         url = self.server.fresh_database()
-        self.database = url.partition("?")[0].rpartition("/")[2]
+        self.database = database_of(url)
         self.site = Site(
             # A place more than the pool has is refused, and the collector's log tells.
             self.server.account(url, connections=POOL_SIZE),

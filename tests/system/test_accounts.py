@@ -9,7 +9,7 @@ import pytest
 from collector.store.errors import StoreError
 from collector.store.schema import upgrade
 from collector.store.store import open_store
-from tests.mariadb_server import SERVICE, UPGRADE, MariadbServer, documented_privileges
+from tests.mariadb_server import SERVICE, UPGRADE, MariadbServer, database_of, documented_privileges
 from tests.processes import Site, wait_until
 
 # MySQL asks for it to make a foreign key; MariaDB does not.
@@ -19,7 +19,7 @@ PRIVILEGES = documented_privileges()[UPGRADE].split(", ")
 
 def make_schema(server: MariadbServer, privileges: list[str]) -> None:
     url = server.fresh_database()
-    database = url.partition("?")[0].rpartition("/")[2]
+    database = database_of(url)
     server.query("CREATE OR REPLACE USER maker@localhost")
     server.query(f"GRANT {', '.join(privileges)} ON {database}.* TO maker@localhost")
     store = open_store(url.replace("root@", "maker@"), pool_size=1)
@@ -45,7 +45,7 @@ def test_the_collector_and_the_admin_work_with_the_service_account(
     site = mariadb_site
     assert documented_privileges()[SERVICE] == "SELECT, INSERT, UPDATE, DELETE"
     granted = [row[0] for row in mariadb.query("SHOW GRANTS FOR fleet@localhost")]
-    database = site.database_url.partition("?")[0].rpartition("/")[2]
+    database = database_of(site.database_url)
     # "USAGE" is no privilege: that it may log in.
     assert [line.partition(" TO ")[0] for line in granted] == [
         "GRANT USAGE ON *.*",

@@ -13,7 +13,7 @@ import pytest
 
 from bench.attackers import BATCH
 from tests.faults import LockRows
-from tests.mariadb_server import MariadbServer
+from tests.mariadb_server import MariadbServer, database_of
 from tests.processes import ROOT, Program, Site, clean_environ, wait_until
 
 HOSTS = 100
@@ -173,7 +173,7 @@ def test_an_outage_of_the_database_moves_no_stream(mariadb_site: Site, mariadb: 
     summary = json.loads(fleet.output().splitlines()[-1])
     assert summary["reports_waiting"] == 0
     assert summary["reports_acked"] == summary["reports_made"] >= hosts * outage
-    database = site.database_url.partition("?")[0].rpartition("/")[2]
+    database = database_of(site.database_url)
     marks = "SELECT h.host_id, s.seq FROM host h JOIN host_seen s ON s.host = h.id"
     assert dict(mariadb.query(marks, database=database)) == json.loads(ledger.read_text())
     counts = stopped_counts(collector)
@@ -191,7 +191,7 @@ def test_agents_pause_while_too_much_waits_and_go_on_when_it_is_gone(
     ledger = site.folder / "ledger.json"
     fleet = site.fleet(hosts, "--interval", "500ms", "--seconds", "9", "--ledger", str(ledger))
     wait_until(lambda: len(site.json("hosts")["hosts"]) == hosts)
-    database = site.database_url.partition("?")[0].rpartition("/")[2]
+    database = database_of(site.database_url)
     with LockRows(mariadb, database), pytest.raises(subprocess.TimeoutExpired):
         fleet.wait(3)
     summary = json.loads(fleet.output().splitlines()[-1])

@@ -29,7 +29,7 @@ from fleetpulse import convert
 from fleetpulse.model import Hello, HostId, Report
 from fleetpulse.v1 import ingest_pb2 as pb
 from tests.conftest import require
-from tests.mariadb_server import MariadbServer
+from tests.mariadb_server import MariadbServer, database_of
 from tests.processes import PROGRAMS, Program, Site, running_site, wait_until
 from tests.relay import Relay
 from tests.reporting_fleet import ReportingFleet
@@ -191,7 +191,7 @@ def test_a_reimaged_machine_takes_its_history_over_and_loses_nothing(
     swings = [event for event in events if event["subject"] == "swing" and event["kind"] == "state"]
     numbers = [int(event["message"].split()[0]) for event in swings]
     assert sorted(numbers) == list(range(1, made + 1)), "each once"
-    database = site.database_url.partition("?")[0].rpartition("/")[2]
+    database = database_of(site.database_url)
     assert mariadb.query("SELECT seq FROM host_seen", database=database) == [(made,)]
     told = kinds(site, "old")
     assert "rebound" in told
@@ -519,7 +519,7 @@ def test_a_certificate_that_is_replaced_on_disk_is_used_without_a_restart(sqlite
 def settle(site: Site, mariadb: MariadbServer, fleet: ReportingFleet) -> None:
     """Everything that the fleet made is acked, and stored once."""
     fleet.drain()
-    database = site.database_url.partition("?")[0].rpartition("/")[2]
+    database = database_of(site.database_url)
     marks = mariadb.query(
         "SELECT h.host_id, s.seq FROM host h JOIN host_seen s ON s.host = h.id WHERE h.hostname LIKE 'host-%%'",
         database=database,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.mariadb_server import MariadbServer
+from tests.mariadb_server import MariadbServer, database_of
 from tests.processes import running_site, wait_until
 
 PASSWORD = "correct horse battery staple"
@@ -62,7 +62,7 @@ def stored_text(server: MariadbServer, database: str) -> str:
 def test_no_secret_is_stored_logged_or_shown(mariadb: MariadbServer, tmp_path: Path) -> None:
     """Through a real enrolment, renewals, a refusal and every command that has to do with secrets."""
     url = mariadb.fresh_database()
-    database = url.partition("?")[0].rpartition("/")[2]
+    database = database_of(url)
     mariadb.account(mariadb.tcp_url(database))
     mariadb.query(f"ALTER USER fleet@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'")
     password_file = tmp_path / "password"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mariadb_server import database_of
 from tests.processes import PROGRAMS, Site, clean_environ
 
 UNAVAILABLE, CONFIG, UNKNOWN = 69, 78, 3
@@ -142,7 +143,7 @@ def test_an_unreachable_database():
 
 
 def test_a_wrong_password(mariadb):
-    database = mariadb.fresh_database().partition("?")[0].rpartition("/")[2]
+    database = database_of(mariadb.fresh_database())
     mariadb.query("CREATE OR REPLACE USER fleet@'127.0.0.1' IDENTIFIED BY 'right'")
     url = f"mysql://fleet@127.0.0.1:{mariadb.port}/{database}"
     status, line = collector(FLEETPULSE_DATABASE=url, FLEETPULSE_DATABASE_PASSWORD="wr0ng")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mariadb_server import database_of
 from tests.processes import Site, wait_until
 
 MIB = 1 << 20
@@ -217,7 +218,7 @@ def load_ledger(path):
 
 
 def stored_marks(site, mariadb):
-    database = site.database_url.partition("?")[0].rpartition("/")[2]
+    database = database_of(site.database_url)
     rows = mariadb.query(
         "SELECT h.host_id, s.seq FROM host h JOIN host_seen s ON s.host = h.id", database=database
     )
