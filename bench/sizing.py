@@ -1,10 +1,12 @@
 """How large the machines have to be: tables computed from what the benchmarks measured.
 
-    python -m bench.sizing [--results bench/results.json] [--utilisation 0.5] [--events 10] [--retention 365]
+    python -m bench.sizing [--results bench/results.json] [--utilisation 0.5] [--change 0.01] [--retention 365]
 
-Takes no measurement of its own; `python -m bench` makes the file of results. A report costs the less the more of them
-come, because a commit is shared by all that are waiting: between two rates that were measured, it is taken from a
-straight line on logarithmic scales; outside, to stay as it is. Prints markdown.
+Takes no measurement of its own; `python -m bench` makes the file of results. A fleet has as many collector processes as
+its streams need, and a process is taken to cost what one did that was measured at its rate: a report costs the less the
+more of them come to one process, because a commit is shared by all that are waiting there. Between two rates that were
+measured a cost is taken from a straight line on logarithmic scales; beyond them only bounds are given. Quick results
+are refused. Prints markdown.
 """
 
 from __future__ import annotations
@@ -12,81 +14,122 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from collector.config import Config
+
 RESULTS = Path(__file__).with_name("results.json")
 INTERVALS = (15, 30, 60)
 FLEETS = (1_000, 10_000, 100_000)
+STREAMS = Config().limits.connections  # of one collector process
+RETENTION = Config().event_retention.milliseconds / 86_400_000  # days
 _DAY = 86_400
-_CHANGE = 0.01  # share of the reports that change a state
+_CHANGE = 0.01  # share of the reports that change a state, in what is measured
+_SOURCES = ("ingest", "rows", "herd")
 _PACES = ("at_1000_hosts", "at_10000_hosts")  # of bench.rows
+_SAME = 0.95  # of a rate is as good as the rate
 
 Curve = tuple[tuple[float, float], ...]
-"""Reports a second, ascending, and what one costs there; empty: not measured."""
+"""Reports a second of one collector process, ascending, and what one costs there."""
 
 
 class Costs(NamedTuple):
-    """Of a report: CPU in microseconds, rows, bytes; and rows a second that are no report's. Of a stream: memory
-    in kB, beside that of a collector without any in MB. Of an event: bytes. `disk_hosts` is of how many hosts the
-    bytes written to the disk are."""
+    """Of a report, by the rate: CPU in microseconds, redo log in bytes. Rows that a report writes if it changes
+    nothing, and further rows and events for each that changes something; bytes of an event on the disk. Of a
+    collector process: rows that it writes a second by the clock, its memory in MB without streams, and in kB for
+    each of `memory_streams` streams. At the paces of `bench.rows` the reports came from `paced_streams`. `tls` is by
+    what the collector's CPU was multiplied, if that was measured."""
 
     collector_us: Curve
     database_us: Curve
-    log_bytes: Curve = ()
-    disk_bytes: Curve = ()
-    rows: float | None = None
-    rows_by_clock: float = 0.0
-    stream_kb: float | None = None
-    empty_mb: float = 0.0
-    event_bytes: float | None = None
-    disk_hosts: int = 0
+    log_bytes: Curve
+    rows: float
+    rows_per_change: float
+    events_per_change: float
+    event_bytes: float
+    rows_by_clock: float
+    empty_mb: float
+    stream_kb: float
+    memory_streams: int
+    paced_streams: int
+    tls: float | None = None
 
 
 class NotMeasured(Exception):
-    """A figure without which there is no table."""
+    """What the results lack."""
 
 
 def costs(results: Mapping[str, Any]) -> Costs:
     """What of the results is needed. Raises NotMeasured."""
-    variants = [row for row in results.get("ingest", {}).get("variants", ()) if row["change"] == _CHANGE]
-    if not variants:
-        raise NotMeasured(f"ingest, with a change in {_CHANGE:.0%} of the reports")
-    best = min(variants, key=lambda row: row["collector_us"] + row["database_us"])
-    rows = results.get("rows", {})
-    paced = [rows[name] for name in _PACES if name in rows]
-    fastest = [rows["one_percent"]] if "one_percent" in rows else []
-    # At one rate from ever more hosts: what it costs from the most of them.
-    rated = max(results["ingest"].get("rated", ()), key=lambda row: row["hosts"], default=None)
-    busy = [best] if rated is None else [rated, best]
+    _check(results)
+    ingest, rows = results["ingest"], results["rows"]
+    tls = ingest.get("tls_ratio")
+    paced = [rows[name] for name in _PACES]
+    busy = [_with_all_streams(ingest), _best(ingest)]
+    collector_us = _curve([*_pairs(paced, "writer_us"), *_pairs(busy, "collector_us")])
+    changes = rows["one_percent"]["changes"]
+    per_change = rows["one_percent"]["reports"] / changes
     return Costs(
-        _curve(paced, "writer_us") + _curve(busy, "collector_us"),
-        _curve([*paced, *busy], "database_us"),
-        _curve([*paced, *fastest], "log_bytes"),
-        _curve([*paced, *fastest], "disk_bytes"),
-        max((row["rows"] for row in (*paced, *fastest)), default=None),
-        max((row["rows_by_clock_per_s"] for row in paced), default=0.0),
-        max(_in_herd(results, "stream_kb"), default=None),
-        max(_in_herd(results, "empty_mb"), default=0.0),
-        rows.get("event_bytes"),
-        rows.get("hosts", 0),
+        collector_us=tuple((rate, cost * (tls or 1.0)) for rate, cost in collector_us),
+        database_us=_curve(_pairs([*paced, *busy], "database_us")),
+        log_bytes=_curve(_pairs([*paced, rows["one_percent"]], "log_bytes")),
+        rows=rows["calm"]["rows"],
+        rows_per_change=(rows["one_percent"]["rows"] - rows["calm"]["rows"]) * per_change,
+        events_per_change=rows["one_percent"]["tables"]["event"] * per_change,
+        event_bytes=rows["event_bytes"],
+        rows_by_clock=max(row["rows_by_clock_per_s"] for row in paced),
+        empty_mb=max(_in_herd(results["herd"], "empty_mb")),
+        stream_kb=max(_in_herd(results["herd"], "stream_kb")),
+        memory_streams=results["herd"]["hosts"],
+        paced_streams=rows["hosts"],
+        tls=tls,
     )
 
 
-def _in_herd(results: Mapping[str, Any], figure: str) -> list[float]:
+def _check(results: Mapping[str, Any]) -> None:
+    """Raises NotMeasured unless there are full results of all that is needed."""
+    for name in _SOURCES:
+        if name not in results:
+            raise NotMeasured(name)
+        if results[name].get("quick"):
+            raise NotMeasured(f"{name} of a full run, and a quick one is too short to size anything by")
+
+
+def _best(ingest: Mapping[str, Any]) -> Mapping[str, float]:
+    """The cheapest of the variants in plaintext, as fast as it can."""
+    variants = [row for row in ingest["variants"] if row["change"] == _CHANGE and not row.get("tls")]
+    if not variants:
+        raise NotMeasured(f"ingest in plaintext, with a change in {_CHANGE:.0%} of the reports")
+    return min(variants, key=lambda row: float(row["collector_us"] + row["database_us"]))
+
+
+def _with_all_streams(ingest: Mapping[str, Any]) -> Mapping[str, float]:
+    """At one rate, from as many hosts as one process takes."""
+    for row in ingest["rated"]:
+        if row["hosts"] == STREAMS:
+            return dict(row)
+    raise NotMeasured(f"ingest, with {STREAMS:,} hosts")
+
+
+def _in_herd(herd: Mapping[str, Any], figure: str) -> list[float]:
     """Before and after each return of the fleet."""
-    herd = results.get("herd", {})
-    return [row[figure] for row in (herd.get("first", {}), *herd.get("variants", ())) if figure in row]
+    return [row[figure] for row in (herd["first"], *herd["variants"])]
 
 
-def _curve(rows: Sequence[Mapping[str, float]], figure: str) -> Curve:
-    return tuple((row["reports_per_s"], row[figure]) for row in rows)
+def _pairs(rows: Sequence[Mapping[str, float]], figure: str) -> list[tuple[float, float]]:
+    return [(row["reports_per_s"], row[figure]) for row in rows]
+
+
+def _curve(pairs: Sequence[tuple[float, float]]) -> Curve:
+    return tuple(sorted(pairs))
 
 
 def cost_at(curve: Curve, rate: float) -> float:
-    """What a report costs where so many come in a second."""
+    """What a report costs where so many come in a second; outside of what was measured, as at its edge."""
     if rate <= curve[0][0]:
         return curve[0][1]
     for (low, before), (high, after) in pairwise(curve):
@@ -96,92 +139,213 @@ def cost_at(curve: Curve, rate: float) -> float:
     return curve[-1][1]
 
 
-def cores(curve: Curve, rate: float) -> float:
-    """How many cores so many reports a second keep busy, of a curve in microseconds."""
-    return rate * cost_at(curve, rate) / 1e6
+def per_second(curve: Curve, rate: float) -> float:
+    """What all reports of a second cost together; at fewer than were measured, what these did: it is no more."""
+    rate = max(rate, curve[0][0])
+    return rate * cost_at(curve, rate)
 
 
-def rate_of_core(curve: Curve, utilisation: float) -> float:
-    """Reports a second that keep one core busy to that share."""
-    low, high = 0.0, 1e9
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if cores(curve, middle) < utilisation else (low, middle)
-    return low
+class Fleet(NamedTuple):
+    """Hosts that report every `interval` seconds, in as many collector processes as their streams need."""
+
+    hosts: int
+    interval: float
+
+    @property
+    def collectors(self) -> int:
+        """How many processes, none of more streams than were measured of one."""
+        return math.ceil(self.hosts / STREAMS)
+
+    @property
+    def reports(self) -> float:
+        """Reports a second of all."""
+        return self.hosts / self.interval
+
+    @property
+    def rate(self) -> float:
+        """Reports a second of one process."""
+        return self.reports / self.collectors
+
+    def per_second(self, curve: Curve) -> float:
+        """What all reports of a second cost: of so many processes, each with commits of its own."""
+        return self.collectors * per_second(curve, self.rate)
 
 
-def event_disk(hosts: int, events: float, retention: float, event_bytes: float) -> float:
-    """Bytes, from events a host and day that are kept for `retention` days."""
-    return hosts * events * retention * event_bytes
+def memory(measured: Costs, fleet: Fleet) -> float:
+    """Bytes of all collector processes."""
+    return measured.empty_mb * 1e6 * fleet.collectors + measured.stream_kb * 1e3 * fleet.hosts
+
+
+def row_writes(measured: Costs, fleet: Fleet, change: float) -> float:
+    """Rows written in a day, of whose reports that share changes something."""
+    each = measured.rows + measured.rows_per_change * change
+    return (each * fleet.reports + measured.rows_by_clock * fleet.collectors) * _DAY
+
+
+def events(measured: Costs, fleet: Fleet, change: float) -> float:
+    """Events of a day."""
+    return fleet.reports * _DAY * change * measured.events_per_change
 
 
 def size(count: float) -> str:
     """Bytes in units of a thousand."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
+        if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
 
 
 def capacity_table(measured: Costs, utilisation: float) -> str:
-    """Hosts a core, of the collector and of the database."""
+    """Hosts of a collector process, and of a core in use to that share."""
+    used = f"in use to {utilisation:.0%}"
+    rows = {
+        "a collector process": [process_hosts(measured, each) for each in INTERVALS],
+        f"a core of collectors, {used}": [collector_hosts(measured, each, utilisation) for each in INTERVALS],
+        f"a core of the database, {used}": [
+            database_hosts(measured, each, utilisation) for each in INTERVALS
+        ],
+    }
     lines = [
-        f"| hosts per core in use to {utilisation:.0%} | us a report | {' | '.join(f'every {s} s' for s in INTERVALS)} |",
-        f"| --- | ---: |{' ---: |' * len(INTERVALS)}",
+        f"| hosts on | {' | '.join(f'every {interval} s' for interval in INTERVALS)} |",
+        f"| --- |{' ---: |' * len(INTERVALS)}",
     ]
-    for name, curve in (("collector", measured.collector_us), ("database", measured.database_us)):
-        rate = rate_of_core(curve, utilisation)
-        counts = [f"{round(rate * interval, -2):,.0f}" for interval in INTERVALS]
-        lines.append(f"| {name} | {cost_at(curve, rate):.0f} | {' | '.join(counts)} |")
+    lines += [f"| {name} | {' | '.join(map(str, cells))} |" for name, cells in rows.items()]
     return "\n".join(lines)
 
 
-def fleet_table(measured: Costs, events: float, retention: float) -> str:
+class Capacity(NamedTuple):
+    """How many hosts; if `bounded`, as many as were measured, and there may be room for more."""
+
+    hosts: float
+    bounded: bool = False
+
+    def __str__(self) -> str:
+        return f"{'≥ ' if self.bounded else ''}{math.floor(self.hosts / 100) * 100:,}"
+
+
+def process_hosts(measured: Costs, interval: float) -> Capacity:
+    """Of a collector process: no more streams and no higher rate than one was measured with."""
+    return _as_measured(STREAMS, measured.collector_us, interval)
+
+
+def collector_hosts(measured: Costs, interval: float, utilisation: float) -> Capacity:
+    """Of a core of collectors, in processes that have as many hosts as they can."""
+    return Capacity(_core_hosts(measured, measured.collector_us, interval, utilisation))
+
+
+def database_hosts(measured: Costs, interval: float, utilisation: float) -> Capacity:
+    """Of a core of the database; all processes together at no higher rate than it was measured with."""
+    hosts = _core_hosts(measured, measured.database_us, interval, utilisation)
+    return _as_measured(hosts, measured.database_us, interval)
+
+
+def _core_hosts(measured: Costs, curve: Curve, interval: float, utilisation: float) -> float:
+    process = process_hosts(measured, interval).hosts
+    return utilisation * process / (per_second(curve, process / interval) / 1e6)
+
+
+def _as_measured(hosts: float, curve: Curve, interval: float) -> Capacity:
+    most = curve[-1][0] * interval
+    return Capacity(min(hosts, most), bounded=hosts > most)
+
+
+def fleet_table(measured: Costs, change: float, retention: float) -> str:
     """What fleets of some sizes take."""
     columns = (
-        *("hosts", "every", "reports/s", "collector cores busy", "database cores busy", "collectors' memory"),
-        *("rows a day", "redo log a day", "disk writes a day", "events on disk"),
+        *("hosts", "every", "reports/s", "collectors", "collector cores busy", "database cores busy"),
+        *(
+            "collectors' memory",
+            "row writes a day",
+            "redo log a day",
+            "events a host and day",
+            "events on disk",
+        ),
     )
     lines = [f"| {' | '.join(columns)} |", f"|{' ---: |' * len(columns)}"]
     lines += [
-        f"| {' | '.join(_fleet_row(measured, hosts, interval, events, retention))} |"
+        f"| {' | '.join(fleet_row(measured, Fleet(hosts, interval), change, retention))} |"
         for hosts in FLEETS
         for interval in INTERVALS
     ]
     return "\n".join(lines)
 
 
-def _fleet_row(
-    measured: Costs, hosts: int, interval: float, events: float, retention: float
-) -> tuple[str, ...]:
-    rate = hosts / interval
-    reports = rate * _DAY
-    kept = measured.event_bytes
+def fleet_row(measured: Costs, fleet: Fleet, change: float, retention: float) -> tuple[str, ...]:
+    """The cells; `retention` in days."""
+    log = fleet.per_second(measured.log_bytes) * _DAY
+    written = events(measured, fleet, change)
     return (
-        f"{hosts:,}",
-        f"{interval} s",
-        f"{rate:.0f}",
-        f"{cores(measured.collector_us, rate):.2f}",
-        f"{cores(measured.database_us, rate):.2f}",
-        "-"
-        if measured.stream_kb is None
-        else size(measured.empty_mb * 1e6 + measured.stream_kb * 1e3 * hosts),
-        "-"
-        if measured.rows is None
-        else f"{(measured.rows * reports + measured.rows_by_clock * _DAY) / 1e6:,.1f} million",
-        size(cost_at(measured.log_bytes, rate) * reports) if measured.log_bytes else "-",
-        _disk_writes(measured, hosts, rate),
-        "-" if kept is None else size(event_disk(hosts, events, retention, kept)),
+        f"{fleet.hosts:,}",
+        f"{fleet.interval:g} s",
+        f"{fleet.reports:,.0f}",
+        f"{fleet.collectors}",
+        _cores(measured.collector_us, fleet),
+        _cores(measured.database_us, fleet),
+        size(memory(measured, fleet)),
+        f"{row_writes(measured, fleet, change) / 1e6:,.1f} million",
+        f"{_at_most(measured.log_bytes, fleet)}{size(log)}",
+        f"{written / fleet.hosts:.3g}",
+        size(written * retention * measured.event_bytes),
     )
 
 
-def _disk_writes(measured: Costs, hosts: int, rate: float) -> str:
-    # A page is written once, however many of its rows have changed, so what was measured says nothing of
-    # fleets with more rows.
-    if not measured.disk_bytes or hosts > measured.disk_hosts:
-        return "-"
-    return size(cost_at(measured.disk_bytes, rate) * rate * _DAY)
+def _cores(curve: Curve, fleet: Fleet) -> str:
+    return f"{_at_most(curve, fleet)}{fleet.per_second(curve) / 1e6:.2f}"
+
+
+def _at_most(curve: Curve, fleet: Fleet) -> str:
+    return "≤ " if fleet.rate < _SAME * curve[0][0] else ""
+
+
+def origin(results: Mapping[str, Any]) -> str:
+    """Of which commit and time the results are, as far as they say it."""
+    return f"Measured: {'; '.join(f'{name} {_run(results[name])}' for name in _SOURCES)}."
+
+
+def _run(result: Mapping[str, Any]) -> str:
+    if "commit" not in result or "at" not in result:
+        return "(commit and time not noted)"
+    at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(result["at"]))
+    commit = result["commit"] or "no commit"
+    return f"({commit.replace('+', ' with uncommitted changes')}, {at} UTC)"
+
+
+def capacity_notes(measured: Costs, table: str) -> str:
+    """What bounds the hosts."""
+    cpu = (
+        "The collectors' CPU is without TLS; `python -m bench.ingest` measures what that adds."
+        if measured.tls is None
+        else f"The collectors' CPU is with TLS: {measured.tls:.2f} times what was measured without."
+    )
+    notes = f"""\
+- A collector process takes {STREAMS:,} streams (`limits.connections`), and no more were measured. A larger fleet has
+  several, each with commits of its own: a report costs what it does at the rate of one process, also in the database.
+- Several processes are counted as so many times one; `python -m bench.workers` measures two side by side.
+- CPU at the pace of up to 10,000 hosts was measured from {measured.paced_streams:,} streams; `python -m bench.ingest` shows what more
+  streams add at one rate.
+- {cpu}"""
+    return (
+        f"{notes}\n- ≥: at the highest rate that was measured; there may be room for more."
+        if "≥" in table
+        else notes
+    )
+
+
+def fleet_notes(measured: Costs, table: str, change: float, retention: float) -> str:
+    """What the fleets are taken to do."""
+    notes = f"""\
+- {change * 100:g}% of the reports change a state, so there are fewer changes at a longer interval. Each writes an event, of
+  {measured.event_bytes:g} bytes, kept for {retention:g} days. {_CHANGE * 100:g}% is what was measured, and a fleet that never rests; for a calmer one
+  there is `--change 0.001`. Events shrink in proportion; CPU and redo log stay those of {_CHANGE * 100:g}%, so they are no less.
+- Nearly all row writes are updates in place. Beside the redo log the disk has to write the changed pages, for which
+  there is no figure: a page is written once for all rows that have changed in it meanwhile.
+- Memory is with TLS; a stream's is that with {measured.memory_streams:,} of them in a process."""
+    return (
+        f"{notes}\n- ≤: fewer reports a second than were measured; it is less than this."
+        if "≤" in table
+        else notes
+    )
 
 
 def main() -> None:
@@ -190,21 +354,27 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE")
     parser.add_argument("--utilisation", type=float, default=0.5, help="share of a core that may be in use")
-    parser.add_argument("--events", type=float, default=10, help="a host and day")
-    parser.add_argument("--retention", type=float, default=365, help="days for which events are kept")
+    parser.add_argument(
+        "--change",
+        type=float,
+        default=_CHANGE,
+        help=f"share of the reports that change a state, up to {_CHANGE}",
+    )
+    parser.add_argument("--retention", type=float, default=RETENTION, help="days for which events are kept")
     options = parser.parse_args()
+    if not 0 <= options.change <= _CHANGE:
+        parser.error(f"--change is from 0 to {_CHANGE}: no more was measured")
     try:
-        measured = costs(json.loads(options.results.read_text(encoding="utf-8")))
+        results = json.loads(options.results.read_text(encoding="utf-8"))
+        measured = costs(results)
     except FileNotFoundError:
         parser.exit(1, f"{options.results}: no such file; run: python -m bench\n")
     except NotMeasured as error:
-        parser.exit(1, f"{options.results}: lacks {error}; run: python -m bench ingest\n")
-    print(capacity_table(measured, options.utilisation))
-    print(
-        f"\n{_CHANGE:.0%} of the reports change something; {options.events:g} events a host and day, kept for "
-        f"{options.retention:g} days. CPU without TLS, memory with it; python -m bench.ingest --tls has what TLS adds.\n"
-    )
-    print(fleet_table(measured, options.events, options.retention))
+        parser.exit(1, f"{options.results} lacks {error}; run: python -m bench {' '.join(_SOURCES)}\n")
+    capacity = capacity_table(measured, options.utilisation)
+    fleets = fleet_table(measured, options.change, options.retention)
+    notes = fleet_notes(measured, fleets, options.change, options.retention)
+    print(origin(results), capacity, capacity_notes(measured, capacity), fleets, notes, sep="\n\n")
 
 
 if __name__ == "__main__":

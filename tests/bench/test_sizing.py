@@ -107,8 +107,14 @@ def test_quick_results_are_refused(name):
     assert sizing.costs(changed(name, quick=False)) == MEASURED
 
 
-@pytest.mark.parametrize("figures", [{"variants": INGEST["variants"][:1]}, {"rated": INGEST["rated"][1:]}])
-def test_neither_other_changes_nor_fewer_streams_will_do(figures):
+OVER_TLS = [row | {"tls": True} for row in INGEST["variants"]]
+
+
+@pytest.mark.parametrize(
+    "figures",
+    [{"variants": INGEST["variants"][:1]}, {"variants": OVER_TLS}, {"rated": INGEST["rated"][1:]}],
+)
+def test_neither_other_changes_nor_tls_nor_fewer_streams_will_do(figures):
     with pytest.raises(sizing.NotMeasured):
         sizing.costs(changed("ingest", **figures))
 
