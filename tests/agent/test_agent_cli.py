@@ -249,7 +249,7 @@ def test_a_running_agent_reports_survives_kill_9_and_stops_promptly(tmp_path: Pa
                 begin = time.monotonic()
                 agent.send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(agent.wait, 10) == 0
-                assert time.monotonic() - begin < 2
+                assert time.monotonic() - begin < 8
         seqs = script.seqs()
         assert seqs == list(range(1, len(seqs) + 1))
         assert len({(hello.host_id, hello.epoch) for hello in script.hellos}) == 1
@@ -287,6 +287,6 @@ def test_a_hanging_round_does_not_hold_up_the_stop(tmp_path: Path, number: signa
         begin = time.monotonic()
         process.send_signal(number)
         assert process.wait(10) == 0
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 8
         assert process.stderr is not None
         assert "left behind" in process.stderr.read()

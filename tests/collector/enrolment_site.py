@@ -56,12 +56,20 @@ def application(token: str, **changes: object) -> EnrolRequest:
 
 
 class EnrolmentSite:
-    """The port, while the block runs. `rate` is how many refusals a minute an address may have.
+    """The port, while the block runs. `rate` is how many refusals a minute an address may have, by `clock`.
 
     `visit` is after how many seconds somebody has left who asked for the CA certificates and did no more.
     """
 
-    def __init__(self, store: Store, identity: Identity, *, rate: float = 1_000, visit: float = 60):
+    def __init__(
+        self,
+        store: Store,
+        identity: Identity,
+        *,
+        rate: float = 1_000,
+        visit: float = 60,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.store = store
         self.keyring = Keyring(identity, lambda: ["localhost", "127.0.0.1"])
         self.keyring.open()
@@ -69,7 +77,7 @@ class EnrolmentSite:
         self.desk = Desk(store, self.keyring, lambda: self.now, 86_400)
         self.counts: Counter[str] = Counter()
         self.port = 0
-        self._servicer = EnrolmentServicer(self.desk, Attempts(rate), self.counts, visit)
+        self._servicer = EnrolmentServicer(self.desk, Attempts(rate, clock), self.counts, visit)
         self.calls: dict[str, list[float]] = {}
         """When GetTrust was called, by the connection over which it came."""
         self._loop = asyncio.new_event_loop()

@@ -82,9 +82,12 @@ def test_only_a_certificate_of_a_trusted_ca_gets_through_and_the_rest_is_counted
         async with serving(credentials.report_port_credentials(keyring, handshakes), handshakes) as port:
             assert await call(port, client(ours, bundle)) == "welcome"
             assert handshakes.take_failed(at_once=True) == 0
-            assert await call(port, grpc.ssl_channel_credentials(bundle)) == "UNAVAILABLE"
-            assert handshakes.take_failed(at_once=True) == 1
-            for hostile in (client(theirs, bundle), client(ours, bundle, 10, age=20_000), None):
+            for hostile in (
+                grpc.ssl_channel_credentials(bundle),
+                client(theirs, bundle),
+                client(ours, bundle, 10, age=20_000),
+                None,
+            ):
                 assert await call(port, hostile) == "UNAVAILABLE"
                 # gRPC may try again by itself, so there can be more than one.
                 assert handshakes.take_failed(at_once=True) >= 1

@@ -143,7 +143,7 @@ def test_a_flood_of_refusals_leaves_few_events(sqlite_site: EnrolmentSite) -> No
 
 
 def test_who_is_refused_too_often_has_to_wait(sqlite_store: Store, tmp_path: Path) -> None:
-    with EnrolmentSite(sqlite_store, own_ca(tmp_path), rate=6) as site:
+    with EnrolmentSite(sqlite_store, own_ca(tmp_path), rate=6, clock=lambda: 0.0) as site:
         token = site.token(uses=30)
         for number in range(20):  # successes cost nothing
             site.enroll(application(token, hostname=f"web-{number}"))
@@ -192,7 +192,7 @@ def test_attempts_at_once_count_before_they_are_refused() -> None:
 @pytest.mark.parametrize("good", [True, False], ids=["good", "bad"])
 def test_many_behind_one_address_at_once(sqlite_store: Store, tmp_path: Path, *, good: bool) -> None:
     """Good ones take turns and all get in; of bad ones no more are heard than may be refused."""
-    with EnrolmentSite(sqlite_store, own_ca(tmp_path), rate=3) as site:
+    with EnrolmentSite(sqlite_store, own_ca(tmp_path), rate=3, clock=lambda: 0.0) as site:
         token = site.token(uses=30) if good else make_token()
 
         def attempt(number: int) -> str:
