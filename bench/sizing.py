@@ -15,134 +15,19 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.costs import CHANGE, SOURCES, STREAMS, Costs, Curve, NotMeasured, costs, per_second
 from collector.config import Config
 
 RESULTS = Path(__file__).with_name("results.json")
 INTERVALS = (15, 30, 60)
 FLEETS = (1_000, 10_000, 100_000)
-STREAMS = Config().limits.connections  # of one collector process
 RETENTION = Config().event_retention.milliseconds / 86_400_000  # days
 _DAY = 86_400
-_CHANGE = 0.01  # share of the reports that change a state, in what is measured
-_SOURCES = ("ingest", "rows", "herd")
-_PACES = ("at_1000_hosts", "at_10000_hosts")  # of bench.rows
 _SAME = 0.95  # of a rate is as good as the rate
-
-Curve = tuple[tuple[float, float], ...]
-"""Reports a second of one collector process, ascending, and what one costs there."""
-
-
-class Costs(NamedTuple):
-    """Of a report, by the rate: CPU in microseconds, redo log in bytes. Rows that a report writes if it changes
-    nothing, and further rows and events for each that changes something; bytes of an event on the disk. Of a
-    collector process: rows that it writes a second by the clock, its memory in MB without streams, and in kB for
-    each of `memory_streams` streams. At the paces of `bench.rows` the reports came from `paced_streams`. `tls` is by
-    what the collector's CPU was multiplied, if that was measured."""
-
-    collector_us: Curve
-    database_us: Curve
-    log_bytes: Curve
-    rows: float
-    rows_per_change: float
-    events_per_change: float
-    event_bytes: float
-    rows_by_clock: float
-    empty_mb: float
-    stream_kb: float
-    memory_streams: int
-    paced_streams: int
-    tls: float | None = None
-
-
-class NotMeasured(Exception):
-    """What the results lack."""
-
-
-def costs(results: Mapping[str, Any]) -> Costs:
-    """What of the results is needed. Raises NotMeasured."""
-    _check(results)
-    ingest, rows = results["ingest"], results["rows"]
-    tls = ingest.get("tls_ratio")
-    paced = [rows[name] for name in _PACES]
-    busy = [_with_all_streams(ingest), _best(ingest)]
-    collector_us = _curve([*_pairs(paced, "writer_us"), *_pairs(busy, "collector_us")])
-    changes = rows["one_percent"]["changes"]
-    per_change = rows["one_percent"]["reports"] / changes
-    return Costs(
-        collector_us=tuple((rate, cost * (tls or 1.0)) for rate, cost in collector_us),
-        database_us=_curve(_pairs([*paced, *busy], "database_us")),
-        log_bytes=_curve(_pairs([*paced, rows["one_percent"]], "log_bytes")),
-        rows=rows["calm"]["rows"],
-        rows_per_change=(rows["one_percent"]["rows"] - rows["calm"]["rows"]) * per_change,
-        events_per_change=rows["one_percent"]["tables"]["event"] * per_change,
-        event_bytes=rows["event_bytes"],
-        rows_by_clock=max(row["rows_by_clock_per_s"] for row in paced),
-        empty_mb=max(_in_herd(results["herd"], "empty_mb")),
-        stream_kb=max(_in_herd(results["herd"], "stream_kb")),
-        memory_streams=results["herd"]["hosts"],
-        paced_streams=rows["hosts"],
-        tls=tls,
-    )
-
-
-def _check(results: Mapping[str, Any]) -> None:
-    """Raises NotMeasured unless there are full results of all that is needed."""
-    for name in _SOURCES:
-        if name not in results:
-            raise NotMeasured(name)
-        if results[name].get("quick"):
-            raise NotMeasured(f"{name} of a full run, and a quick one is too short to size anything by")
-
-
-def _best(ingest: Mapping[str, Any]) -> Mapping[str, float]:
-    """The cheapest of the variants in plaintext, as fast as it can."""
-    variants = [row for row in ingest["variants"] if row["change"] == _CHANGE and not row.get("tls")]
-    if not variants:
-        raise NotMeasured(f"ingest in plaintext, with a change in {_CHANGE:.0%} of the reports")
-    return min(variants, key=lambda row: float(row["collector_us"] + row["database_us"]))
-
-
-def _with_all_streams(ingest: Mapping[str, Any]) -> Mapping[str, float]:
-    """At one rate, from as many hosts as one process takes."""
-    for row in ingest["rated"]:
-        if row["hosts"] == STREAMS:
-            return dict(row)
-    raise NotMeasured(f"ingest, with {STREAMS:,} hosts")
-
-
-def _in_herd(herd: Mapping[str, Any], figure: str) -> list[float]:
-    """Before and after each return of the fleet."""
-    return [row[figure] for row in (herd["first"], *herd["variants"])]
-
-
-def _pairs(rows: Sequence[Mapping[str, float]], figure: str) -> list[tuple[float, float]]:
-    return [(row["reports_per_s"], row[figure]) for row in rows]
-
-
-def _curve(pairs: Sequence[tuple[float, float]]) -> Curve:
-    return tuple(sorted(pairs))
-
-
-def cost_at(curve: Curve, rate: float) -> float:
-    """What a report costs where so many come in a second; outside of what was measured, as at its edge."""
-    if rate <= curve[0][0]:
-        return curve[0][1]
-    for (low, before), (high, after) in pairwise(curve):
-        if rate <= high:
-            share = math.log(rate / low) / math.log(high / low)
-            return float(before * (after / before) ** share)
-    return curve[-1][1]
-
-
-def per_second(curve: Curve, rate: float) -> float:
-    """What all reports of a second cost together; at fewer than were measured, what these did: it is no more."""
-    rate = max(rate, curve[0][0])
-    return rate * cost_at(curve, rate)
 
 
 class Fleet(NamedTuple):
@@ -300,7 +185,7 @@ def _at_most(curve: Curve, fleet: Fleet) -> str:
 
 def origin(results: Mapping[str, Any]) -> str:
     """Of which commit and time the results are, as far as they say it."""
-    return f"Measured: {'; '.join(f'{name} {_run(results[name])}' for name in _SOURCES)}."
+    return f"Measured: {'; '.join(f'{name} {_run(results[name])}' for name in SOURCES)}."
 
 
 def _run(result: Mapping[str, Any]) -> str:
@@ -336,8 +221,8 @@ def fleet_notes(measured: Costs, table: str, change: float, retention: float) ->
     """What the fleets are taken to do."""
     notes = f"""\
 - {change * 100:g}% of the reports change a state, so there are fewer changes at a longer interval. Each writes an event, of
-  {measured.event_bytes:g} bytes, kept for {retention:g} days. {_CHANGE * 100:g}% is what was measured, and a fleet that never rests; for a calmer one
-  there is `--change 0.001`. Events shrink in proportion; CPU and redo log stay those of {_CHANGE * 100:g}%, so they are no less.
+  {measured.event_bytes:g} bytes, kept for {retention:g} days. {CHANGE * 100:g}% is what was measured, and a fleet that never rests; for a calmer one
+  there is `--change 0.001`. Events shrink in proportion; CPU and redo log stay those of {CHANGE * 100:g}%, so they are no less.
 - Nearly all row writes are updates in place. Beside the redo log the disk has to write the changed pages, for which
   there is no figure: a page is written once for all rows that have changed in it meanwhile.
 - Memory is with TLS; a stream's is that with {measured.memory_streams:,} of them in a process."""
@@ -357,20 +242,20 @@ def main() -> None:
     parser.add_argument(
         "--change",
         type=float,
-        default=_CHANGE,
-        help=f"share of the reports that change a state, up to {_CHANGE}",
+        default=CHANGE,
+        help=f"share of the reports that change a state, up to {CHANGE}",
     )
     parser.add_argument("--retention", type=float, default=RETENTION, help="days for which events are kept")
     options = parser.parse_args()
-    if not 0 <= options.change <= _CHANGE:
-        parser.error(f"--change is from 0 to {_CHANGE}: no more was measured")
+    if not 0 <= options.change <= CHANGE:
+        parser.error(f"--change is from 0 to {CHANGE}: no more was measured")
     try:
         results = json.loads(options.results.read_text(encoding="utf-8"))
         measured = costs(results)
     except FileNotFoundError:
         parser.exit(1, f"{options.results}: no such file; run: python -m bench\n")
     except NotMeasured as error:
-        parser.exit(1, f"{options.results} lacks {error}; run: python -m bench {' '.join(_SOURCES)}\n")
+        parser.exit(1, f"{options.results} lacks {error}; run: python -m bench {' '.join(SOURCES)}\n")
     capacity = capacity_table(measured, options.utilisation)
     fleets = fleet_table(measured, options.change, options.retention)
     notes = fleet_notes(measured, fleets, options.change, options.retention)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from bench import sizing
-from bench.sizing import Capacity, Costs, Fleet
+from bench import costs, sizing
+from bench.costs import Costs
+from bench.sizing import Capacity, Fleet
 
 INGEST = {
     "variants": [
@@ -59,11 +60,11 @@ HERD = {
 }
 ALL = {"ingest": INGEST, "rows": ROWS, "herd": HERD}
 CURVE = ((40.0, 700.0), (400.0, 400.0), (4000.0, 100.0))
-MEASURED = sizing.costs(ALL)
+MEASURED = costs.costs(ALL)
 
 
 def test_costs_are_those_of_the_paces_of_all_streams_and_of_the_best_variant_with_one_percent_change():
-    assert sizing.costs(ALL) == Costs(
+    assert costs.costs(ALL) == Costs(
         collector_us=((40.0, 800.0), (400.0, 500.0), (1500.0, 250.0), (4000.0, 200.0)),
         database_us=((40.0, 700.0), (400.0, 400.0), (1500.0, 200.0), (4000.0, 100.0)),
         log_bytes=((40.0, 1500), (400.0, 1200), (3500.0, 900)),
@@ -80,7 +81,7 @@ def test_costs_are_those_of_the_paces_of_all_streams_and_of_the_best_variant_wit
 
 
 def test_tls_makes_the_collectors_cpu_dearer_and_nothing_else():
-    with_tls = sizing.costs(changed("ingest", tls_ratio=1.5))
+    with_tls = costs.costs(changed("ingest", tls_ratio=1.5))
     assert with_tls.collector_us == ((40.0, 1200.0), (400.0, 750.0), (1500.0, 375.0), (4000.0, 300.0))
     assert with_tls._replace(collector_us=MEASURED.collector_us, tls=None) == MEASURED
     assert "1.50 times" in sizing.capacity_notes(with_tls, "")
@@ -96,15 +97,15 @@ def changed(name: str, **figures: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["ingest", "rows", "herd"])
 def test_without_one_of_the_benchmarks_there_is_no_table(name):
-    with pytest.raises(sizing.NotMeasured, match=name):
-        sizing.costs({other: found for other, found in ALL.items() if other != name})
+    with pytest.raises(costs.NotMeasured, match=name):
+        costs.costs({other: found for other, found in ALL.items() if other != name})
 
 
 @pytest.mark.parametrize("name", ["ingest", "rows", "herd"])
 def test_quick_results_are_refused(name):
-    with pytest.raises(sizing.NotMeasured, match="full run"):
-        sizing.costs(changed(name, quick=True))
-    assert sizing.costs(changed(name, quick=False)) == MEASURED
+    with pytest.raises(costs.NotMeasured, match="full run"):
+        costs.costs(changed(name, quick=True))
+    assert costs.costs(changed(name, quick=False)) == MEASURED
 
 
 OVER_TLS = [row | {"tls": True} for row in INGEST["variants"]]
@@ -115,8 +116,8 @@ OVER_TLS = [row | {"tls": True} for row in INGEST["variants"]]
     [{"variants": INGEST["variants"][:1]}, {"variants": OVER_TLS}, {"rated": INGEST["rated"][1:]}],
 )
 def test_neither_other_changes_nor_tls_nor_fewer_streams_will_do(figures):
-    with pytest.raises(sizing.NotMeasured):
-        sizing.costs(changed("ingest", **figures))
+    with pytest.raises(costs.NotMeasured):
+        costs.costs(changed("ingest", **figures))
 
 
 @pytest.mark.parametrize(
@@ -124,12 +125,12 @@ def test_neither_other_changes_nor_tls_nor_fewer_streams_will_do(figures):
     [(1, 700), (40, 700), (40 * 10**0.5, 529.15), (400, 400), (400 * 10**0.5, 200), (4000, 100), (1e6, 100)],
 )
 def test_a_cost_between_two_rates_is_on_a_line_on_logarithmic_scales(rate, cost):
-    assert sizing.cost_at(CURVE, rate) == pytest.approx(cost, abs=0.01)
+    assert costs.cost_at(CURVE, rate) == pytest.approx(cost, abs=0.01)
 
 
 @pytest.mark.parametrize(("rate", "cost"), [(400, 160_000), (40, 28_000), (4, 28_000)])
 def test_a_second_costs_no_less_than_the_lowest_rate_that_was_measured(rate, cost):
-    assert sizing.per_second(CURVE, rate) == pytest.approx(cost)
+    assert costs.per_second(CURVE, rate) == pytest.approx(cost)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_two_full_collectors_cost_twice_what_one_does():
     one, two = Fleet(10_000, 25), Fleet(20_000, 25)
     for curve in (MEASURED.collector_us, MEASURED.database_us, MEASURED.log_bytes):
         assert two.per_second(curve) == pytest.approx(2 * one.per_second(curve))
-        assert two.per_second(curve) > sizing.per_second(curve, two.reports)
+        assert two.per_second(curve) > costs.per_second(curve, two.reports)
     assert sizing.memory(MEASURED, two) == pytest.approx(2 * sizing.memory(MEASURED, one))
     assert sizing.row_writes(MEASURED, two, 0.01) == pytest.approx(2 * sizing.row_writes(MEASURED, one, 0.01))
 
