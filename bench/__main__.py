@@ -56,7 +56,7 @@ def main() -> None:
         if result is None:
             failed.append(name)
             continue
-        results[name] = {**result, "machine": _machine(), "commit": _commit(), "at": int(time.time())}
+        results[name] = {**result, "quick": options.quick, **_measured()}
         file.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
     print(f"\n{origin(results)}")
@@ -118,6 +118,11 @@ def _commit() -> str:
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
     return done.stdout.strip()
+
+
+def _measured() -> dict[str, object]:
+    """Of what the results are, and when."""
+    return {"machine": _machine(), "commit": _commit(), "at": int(time.time())}
 
 
 def _machine() -> str:
