@@ -3,8 +3,9 @@
     python -m bench.simulator --collector 127.0.0.1:18443 --hosts 20 --interval 2s --seconds 60 --story
 
 Each host has the agent's own delivery over a connection of its own; only its measurements are made up
-and its spool is in memory. With --enroll each enrols first and speaks TLS. Prints one JSON line at the end: hosts, seconds, reports_made,
-reports_acked, reports_waiting.
+and its spool is in memory. With --enroll each enrols first and speaks TLS. At the end, be it by --seconds,
+SIGTERM or Ctrl-C, no more is measured, and what is left is delivered. Prints one JSON line then: hosts, seconds,
+reports_made, reports_acked, reports_waiting, and the median_wait of a report for its ack in seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import os
 import random
 import resource
 import signal
+import statistics
 import time
+from collections import deque
 from pathlib import Path
 
 from agent.credentials import Credentials
@@ -32,23 +35,28 @@ from fleetpulse import __version__
 from fleetpulse.config import Duration
 from fleetpulse.model import Hello
 
-DRAIN_TIMEOUT = 15.0  # seconds that the last reports get to be acked
 _SPOOL = Limits(max_size=1 << 20)
+_WAITS = 200_000  # of which the median is told: of the last so many reports
 
 
 class _Player:
     """One host's agent: made up measurements in, reports out."""
 
     def __init__(
-        self, host: SimulatedHost, target: str, interval: float, credentials: Credentials | None
+        self,
+        host: SimulatedHost,
+        options: argparse.Namespace,
+        credentials: Credentials | None,
+        waits: deque[float],
     ) -> None:
         self.host = host
         self._credentials = credentials
+        self._waits = waits
+        self._made_at: dict[int, float] = {}  # by the number of a report that is not acked
         self._instance = 0  # counts the agents that the host had
         self.spool = MemorySpool(_SPOOL)
         self.acked = 0
-        self._target = target
-        self._interval = interval
+        self._options = options
         self._delivery: Delivery | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -68,7 +76,8 @@ class _Player:
                 host.reboot(now)
             self._start()
         wall = time.time()
-        self.spool.append(int(wall * 1000), LAYOUT, host.values(now, wall), host.results(now))
+        seq = self.spool.append(int(wall * 1000), LAYOUT, host.values(now, wall), host.results(now))
+        self._made_at[seq] = time.monotonic()
         if self._delivery is not None:
             self._delivery.wake()
 
@@ -79,7 +88,8 @@ class _Player:
         self._delivery = self._task = None
 
     def _start(self) -> None:
-        interval = round(self._interval * 1000)
+        options = self._options
+        interval = round(options.interval * 1000)
         self._instance += 1
         hello = Hello(
             host_id=self.host.host_id,
@@ -89,19 +99,26 @@ class _Player:
             epoch=1,
             agent_version=__version__,
             interval=interval,
-            ttl=3 * interval,
+            ttl=round(options.ttl * 1000) or 3 * interval,
             groups=(GROUP,),
             instance=f"{os.getpid()}-{self._instance}",
         )
-        timeouts = Timeouts(ack=max(self._interval, 10))
         self._delivery = Delivery(
-            self._target, self.spool, hello, timeouts, credentials=self._credentials, on_acked=self._on_acked
+            options.collector,
+            self.spool,
+            hello,
+            Timeouts(ack=max(options.interval, options.ack_timeout)),
+            credentials=self._credentials,
+            on_acked=self._on_acked,
         )
         self._delivery.set_facts(self.host.facts())
         self._task = asyncio.create_task(self._delivery.run())
 
     def _on_acked(self, seq: int) -> None:
         self.acked = seq
+        now = time.monotonic()
+        for made in [made for made in self._made_at if made <= seq]:
+            self._waits.append(now - self._made_at.pop(made))
 
 
 async def _play(players: list[_Player], options: argparse.Namespace, stop: asyncio.Event) -> float:
@@ -130,32 +147,31 @@ async def _play(players: list[_Player], options: argparse.Namespace, stop: async
     return loop.time() - begin
 
 
-async def _drain(players: list[_Player]) -> None:
+async def _drain(players: list[_Player], seconds: float) -> None:
     """Wait until the living have nothing left to send."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_TIMEOUT):
+        async with asyncio.timeout(seconds):
             for player in players:
                 while player.is_alive and player.spool.pending():  # noqa: ASYNC110 - at the end only
                     await asyncio.sleep(0.02)
 
 
-def _players(options: argparse.Namespace) -> list[_Player]:
+def _players(options: argparse.Namespace, waits: deque[float]) -> list[_Player]:
     enroller = Enroller.from_options(options)
     players = []
     for number in range(1, options.hosts + 1):
         host = SimulatedHost(number, options.seed, story=options.story)
         credentials = enroller.credentials(host.host_id, host.name, host.machine_id) if enroller else None
-        players.append(_Player(host, options.collector, options.interval, credentials))
+        players.append(_Player(host, options, credentials, waits))
     return players
 
 
-async def _run(options: argparse.Namespace, players: list[_Player]) -> dict[str, object]:
+async def _run(options: argparse.Namespace, players: list[_Player], waits: deque[float]) -> dict[str, object]:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     seconds = await _play(players, options, stop)
-    if options.seconds:
-        await _drain(players)
+    await _drain(players, options.drain)
     for player in players:
         player.stop()
     if options.ledger:
@@ -167,6 +183,7 @@ async def _run(options: argparse.Namespace, players: list[_Player]) -> dict[str,
         "reports_made": sum(player.spool.last_seq for player in players),
         "reports_acked": sum(player.acked for player in players),
         "reports_waiting": sum(player.spool.pending() for player in players),
+        "median_wait": round(statistics.median(waits), 3) if waits else None,
     }
 
 
@@ -175,7 +192,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--collector", default="127.0.0.1:18443", metavar="ADDRESS")
     parser.add_argument("--hosts", type=int, default=20, metavar="N")
     parser.add_argument("--interval", type=_duration, default=_duration("2s"), metavar="DURATION")
+    parser.add_argument("--ttl", type=_duration, default=Duration(0), help="three intervals by default")
+    parser.add_argument("--ack-timeout", type=_duration, default=_duration("10s"), metavar="DURATION")
     parser.add_argument("--seconds", type=float, default=0, help="end by itself after so long; 0: never")
+    parser.add_argument(
+        "--drain", type=float, default=5, metavar="SECONDS", help="that the last reports get to be acked"
+    )
     parser.add_argument("--story", action="store_true", help="let disks fill, hosts die, come back, reboot")
     parser.add_argument("--burst", action="store_true", help="all hosts connect in the same moment")
     parser.add_argument("--ledger", type=Path, metavar="FILE", help="write the last acked seq by host id")
@@ -188,7 +210,7 @@ def _options() -> argparse.Namespace:
 def _duration(text: str) -> Duration:
     value = Duration.parse(text)
     if value < 0.1:
-        raise ValueError("an interval has at least 100ms")
+        raise ValueError("at least 100ms")
     return value
 
 
@@ -198,8 +220,9 @@ def main() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    players = _players(options)
-    print(json.dumps(asyncio.run(_run(options, players))), flush=True)
+    waits: deque[float] = deque(maxlen=_WAITS)
+    players = _players(options, waits)
+    print(json.dumps(asyncio.run(_run(options, players, waits))), flush=True)
 
 
 if __name__ == "__main__":

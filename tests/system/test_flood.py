@@ -6,6 +6,9 @@ import json
 import re
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,35 @@ from tests.faults import LockRows
 from tests.mariadb_server import MariadbServer, database_of
 from tests.processes import ROOT, Program, Site, clean_environ, wait_until
 
+pytestmark = pytest.mark.timeout(400)  # attackers that got too little done try again
+
 HOSTS = 100
 TOGETHER = ("flood", "deaf", "heavy", "crowded", "absurd", "backwards", "flapping", "doubles", "clones")
 
 
-def attack(site: Site, names: tuple[str, ...], seconds: float) -> dict[str, dict[str, Any]]:
-    """Run attackers side by side; what each says it did and was told."""
+def attack(
+    site: Site, names: tuple[str, ...], seconds: float, least: Mapping[str, Mapping[str, int]]
+) -> dict[str, Counter[str]]:
+    """Run attackers side by side; how often each did what it does and was told what.
+
+    Beside that, how many "runs" it had, and the "most messages" of one of them. Whoever has not done as much as
+    `least` says, for the machine was busy with other things, tries again.
+    """
+    told: dict[str, Counter[str]] = {name: Counter() for name in names}
+    deadline = time.monotonic() + 150
+    remaining = names
+    while remaining:
+        for name, counts in attack_once(site, remaining, seconds).items():
+            most = max(told[name]["most messages"], counts.get("messages", 0))
+            told[name].update(counts, runs=1)
+            told[name] |= Counter({"most messages": most})
+        remaining = tuple(name for name in names if not told[name] >= Counter(least.get(name, {})))
+        if remaining and time.monotonic() > deadline:
+            pytest.fail(f"not done by {remaining}: {told}")
+    return told
+
+
+def attack_once(site: Site, names: tuple[str, ...], seconds: float) -> dict[str, dict[str, int]]:
     running = {
         name: subprocess.Popen(
             [
@@ -44,12 +70,14 @@ def attack(site: Site, names: tuple[str, ...], seconds: float) -> dict[str, dict
         for name in names
     }
     try:
-        said = {name: process.communicate(timeout=seconds + 60)[0] for name, process in running.items()}
+        said = {name: process.communicate(timeout=seconds + 90)[0] for name, process in running.items()}
     finally:
         for process in running.values():
             process.kill()
             process.wait()
-    return {name: json.loads(out.splitlines()[-1]) for name, out in said.items()}
+    found = {name: json.loads(out.splitlines()[-1]) for name, out in said.items()}
+    assert all(counts.pop("attack") == name for name, counts in found.items())
+    return found
 
 
 def peak_memory(program: Program) -> float:
@@ -57,6 +85,13 @@ def peak_memory(program: Program) -> float:
     found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{program.pid}/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
+
+
+def ended(fleet: Program) -> dict[str, Any]:
+    """End a fleet that has no end of its own; what it says, after all is delivered."""
+    assert fleet.stop(90) == 0
+    summary: dict[str, Any] = json.loads(fleet.output().splitlines()[-1])
+    return summary
 
 
 def stopped_counts(collector: Program) -> dict[str, Any]:
@@ -68,28 +103,36 @@ def stopped_counts(collector: Program) -> dict[str, Any]:
 
 def assert_shown(site: Site, hostname: str) -> None:
     """Whatever a host has said, the admin can look at it, and its JSON is JSON."""
-    shown = site.cli("show", hostname)
+    host_id = next(host["host_id"] for host in site.json("hosts")["hosts"] if host["hostname"] == hostname)
+    shown = site.cli("show", host_id)
     assert hostname in shown.stdout, shown.stderr
     assert "Traceback" not in shown.stderr
-    json.loads(site.cli("show", hostname, "--json").stdout, parse_constant=pytest.fail)
+    json.loads(site.cli("show", host_id, "--json").stdout, parse_constant=pytest.fail)
 
 
-def attacked(site: Site, names: tuple[str, ...], seconds: float, **settings: str) -> tuple[Any, Any]:
+def attacked(
+    site: Site,
+    names: tuple[str, ...],
+    seconds: float,
+    least: Mapping[str, Mapping[str, int]],
+    **settings: str,
+) -> tuple[dict[str, Counter[str]], dict[str, Any]]:
     """Good hosts beside attackers; what the attackers were told, and what the collector counted."""
     collector = site.collector(**settings)
     ledger = site.folder / "ledger.json"
-    duration = str(seconds + 4)
-    fleet = site.fleet(HOSTS, "--interval", "1s", "--seconds", duration, "--ledger", str(ledger), "--burst")
-    told = attack(site, names, seconds)
+    fleet = site.fleet(HOSTS, "--interval", "1s", "--ttl", "20s", "--ledger", str(ledger), "--burst")
+    told = attack(site, names, seconds, least)
+    wait_until(lambda: len(site.json("hosts")["hosts"]) >= HOSTS, what="the good hosts")
     hosts = {
         host["hostname"]: host for host in site.json("hosts")["hosts"] if host["hostname"].startswith("sim-")
     }
     for name in names if "absurd" in names else ():
         assert_shown(site, f"attacker-{name}")
-    summary = json.loads(fleet.output().splitlines()[-1])
-    # On time: nothing waits, nobody was taken for silent, and no stream was opened a second time.
+    summary = ended(fleet)
+    # On time: nobody waited for long, nothing waits, and nobody was taken for silent.
+    assert summary["median_wait"] < seconds / 3
     assert summary["reports_waiting"] == 0
-    assert summary["reports_acked"] == summary["reports_made"] >= HOSTS * seconds * 0.8
+    assert summary["reports_acked"] == summary["reports_made"] >= HOSTS * seconds / 3
     assert len(hosts) == HOSTS
     assert {host["presence"] for host in hosts.values()} == {"fresh"}
     silent = [
@@ -104,56 +147,70 @@ def attacked(site: Site, names: tuple[str, ...], seconds: float, **settings: str
 
 
 def test_hosts_are_on_time_beside_floods_lies_and_doubles(mariadb_site: Site) -> None:
-    told, counts = attacked(mariadb_site, TOGETHER, 10)
-    assert set(told["crowded"]) <= {"attack", "streams", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
-    assert told["absurd"]["INVALID_ARGUMENT"] >= 1
-    assert told["backwards"]["INVALID_ARGUMENT"] >= 1
+    least = {
+        "absurd": {"INVALID_ARGUMENT": 1},
+        "backwards": {"INVALID_ARGUMENT": 1},
+        "clones": {"ALREADY_EXISTS": 1},
+        "doubles": {"streams": 6},
+        "flapping": {"RESOURCE_EXHAUSTED": 1},
+        "flood": {"most messages": 1_200 // BATCH},
+    }
+    told, counts = attacked(mariadb_site, TOGETHER, 10, least)
+    runs = {name: said["runs"] for name, said in told.items()}
+    assert set(told["crowded"]) <= {"runs", "streams", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
     # 1,000 at once and 100 a second.
-    assert told["flood"]["messages"] * BATCH <= 1_000 + 100 * 10 + 400
+    assert told["flood"]["messages"] * BATCH <= (1_000 + 100 * 10 + 400) * runs["flood"]
     assert counts["paced"] >= 1
     # 24 at once and 12 a minute of each of five identities.
-    assert told["flapping"]["OK"] <= 24 + 3
-    assert told["flapping"]["RESOURCE_EXHAUSTED"] >= 1
+    assert told["flapping"]["OK"] <= (24 + 3) * runs["flapping"]
     assert counts["too_many_hellos"] >= 1
     assert counts["replaced"] >= 1
-    assert told["clones"]["ALREADY_EXISTS"] >= 1
     assert counts["conflict"] >= 1
     assert counts["malformed"] >= told["crowded"]["INVALID_ARGUMENT"]
-    assert counts["streams"] <= HOSTS + len(TOGETHER) * 30 + 30
+    assert counts["streams"] <= HOSTS + sum(runs.values()) * 30 + 30
 
 
 def test_hosts_are_on_time_beside_garbage_and_connections_that_say_nothing(sqlite_site: Site) -> None:
     names = ("oversized", "garbage", "headers", "idle", "trickling")
-    told, counts = attacked(sqlite_site, names, 8, limits_hello_timeout="2s")
-    assert told["oversized"]["RESOURCE_EXHAUSTED"] >= 1
-    assert set(told["oversized"]) == {"attack", "streams", "RESOURCE_EXHAUSTED"}
+    # As many are shown out as come at once.
+    least = {
+        "oversized": {"RESOURCE_EXHAUSTED": 1},
+        "garbage": {"INVALID_ARGUMENT": 8},
+        "idle": {"cut off": 2_000},
+        "trickling": {"cut off": 500},
+        "headers": {"DEADLINE_EXCEEDED": 800},
+    }
+    began = time.monotonic()
+    told, counts = attacked(sqlite_site, names, 8, least, limits_hello_timeout="2s")
+    seconds = time.monotonic() - began
+    assert set(told["oversized"]) == {"runs", "streams", "RESOURCE_EXHAUSTED"}
     assert counts["broken"] >= 1
-    assert set(told["garbage"]) == {"attack", "streams", "INVALID_ARGUMENT"}
-    assert counts["malformed"] >= told["garbage"]["INVALID_ARGUMENT"] >= 8
-    # Every one of them was shown out, many more than once.
-    assert told["idle"]["cut off"] >= 2_000
-    assert told["trickling"]["cut off"] >= 500
-    assert told["headers"]["DEADLINE_EXCEEDED"] >= 800
+    assert set(told["garbage"]) == {"runs", "streams", "INVALID_ARGUMENT"}
+    assert counts["malformed"] >= told["garbage"]["INVALID_ARGUMENT"]
     assert counts["no_hello"] >= 800
     # Some lines of each kind a minute, whoever it was.
     log = next(sqlite_site.folder.glob("*-collector.log")).read_text()
     refused = [json.loads(line) for line in log.splitlines() if '"refused"' in line]
     assert {"malformed", "no_hello"} <= {line["kind"] for line in refused}
-    assert len(refused) <= 3 * 12
+    assert max(Counter(line["kind"] for line in refused).values()) <= 5 + 0.2 * seconds + 1
     assert {line["peer"] for line in refused} == {"127.0.0.1"}
 
 
 def test_hosts_are_on_time_beside_strangers_impostors_and_clones(sqlite_site: Site) -> None:
     """All over TLS: with no certificate, a wrong one, somebody else's name, or somebody else's identity."""
-    told, counts = attacked(sqlite_site, ("strangers", "impostors", "clones", "garbage"), 6, tls="on")
-    assert set(told["strangers"]) == {"attack", "connections", "cut off"}
-    assert told["strangers"]["cut off"] > 100
-    assert counts["unauthenticated"] >= told["strangers"]["cut off"] - 8
-    assert set(told["impostors"]) <= {"attack", "streams", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"}
-    assert counts["wrong_host"] >= told["impostors"]["PERMISSION_DENIED"] >= 8
-    assert told["clones"]["ALREADY_EXISTS"] >= 1
+    least = {
+        "strangers": {"cut off": 100},
+        "impostors": {"PERMISSION_DENIED": 8},
+        "clones": {"ALREADY_EXISTS": 1},
+    }
+    names = ("strangers", "impostors", "clones", "garbage")
+    told, counts = attacked(sqlite_site, names, 6, least, tls="on")
+    assert set(told["strangers"]) == {"runs", "connections", "cut off"}
+    assert counts["unauthenticated"] >= told["strangers"]["cut off"] - 8 * told["strangers"]["runs"]
+    assert set(told["impostors"]) <= {"runs", "streams", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"}
+    assert counts["wrong_host"] >= told["impostors"]["PERMISSION_DENIED"]
     assert counts["conflict"] >= 1
-    assert set(told["garbage"]) <= {"attack", "streams", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
+    assert set(told["garbage"]) <= {"runs", "streams", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"}
 
 
 def test_an_outage_of_the_database_moves_no_stream(mariadb_site: Site, mariadb: MariadbServer) -> None:
@@ -161,8 +218,7 @@ def test_an_outage_of_the_database_moves_no_stream(mariadb_site: Site, mariadb: 
     site, outage, hosts = mariadb_site, 14, 50
     collector = site.collector()
     ledger = site.folder / "ledger.json"
-    duration = str(outage + 10)
-    fleet = site.fleet(hosts, "--interval", "1s", "--seconds", duration, "--ledger", str(ledger))
+    fleet = site.fleet(hosts, "--interval", "1s", "--ledger", str(ledger))
     wait_until(lambda: len(site.json("hosts")["hosts"]) == hosts)
     before = peak_memory(collector)
     mariadb.stop()
@@ -170,10 +226,13 @@ def test_an_outage_of_the_database_moves_no_stream(mariadb_site: Site, mariadb: 
         fleet.wait(outage)
     assert peak_memory(collector) < before + 50
     mariadb.start()
-    summary = json.loads(fleet.output().splitlines()[-1])
-    assert summary["reports_waiting"] == 0
-    assert summary["reports_acked"] == summary["reports_made"] >= hosts * outage
     database = database_of(site.database_url)
+    least = "SELECT MIN(seq) FROM host_seen"
+    goal = mariadb.query(least, database=database)[0][0] + outage // 2
+    wait_until(lambda: mariadb.query(least, database=database)[0][0] > goal, what="reports of the outage")
+    summary = ended(fleet)
+    assert summary["reports_waiting"] == 0
+    assert summary["reports_acked"] == summary["reports_made"] >= hosts * outage / 2
     marks = "SELECT h.host_id, s.seq FROM host h JOIN host_seen s ON s.host = h.id"
     assert dict(mariadb.query(marks, database=database)) == json.loads(ledger.read_text())
     counts = stopped_counts(collector)
@@ -189,12 +248,12 @@ def test_agents_pause_while_too_much_waits_and_go_on_when_it_is_gone(
     site, hosts = mariadb_site, 150
     collector = site.collector(limits_queue_reports="100")
     ledger = site.folder / "ledger.json"
-    fleet = site.fleet(hosts, "--interval", "500ms", "--seconds", "9", "--ledger", str(ledger))
+    fleet = site.fleet(hosts, "--interval", "500ms", "--ledger", str(ledger))
     wait_until(lambda: len(site.json("hosts")["hosts"]) == hosts)
     database = database_of(site.database_url)
     with LockRows(mariadb, database), pytest.raises(subprocess.TimeoutExpired):
-        fleet.wait(3)
-    summary = json.loads(fleet.output().splitlines()[-1])
+        fleet.wait(4)
+    summary = ended(fleet)
     assert summary["reports_waiting"] == 0
     marks = "SELECT h.host_id, s.seq FROM host h JOIN host_seen s ON s.host = h.id"
     assert dict(mariadb.query(marks, database=database)) == json.loads(ledger.read_text())

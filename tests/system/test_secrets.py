@@ -75,7 +75,7 @@ def test_no_secret_is_stored_logged_or_shown(mariadb: MariadbServer, tmp_path: P
         said: list[str] = []
         with watched_command_lines() as command_lines:
             collector = site.collector(
-                upgrade=False, tls="on", identity_host_lifetime="6s", log_level="debug"
+                upgrade=False, tls="on", identity_host_lifetime="15s", log_level="debug"
             )
             token, unused = site.token("--host", "one"), site.token()
             secrets |= {token, unused}
@@ -94,13 +94,15 @@ def test_no_secret_is_stored_logged_or_shown(mariadb: MariadbServer, tmp_path: P
 
             for arguments in (["token", "list"], ["token", "list", "--json"], ["doctor", "--json"]):
                 ask(*arguments)
-            wait_until(lambda: own.read_bytes() != first, what="a renewal because it is time")
+            wait_until(lambda: own.read_bytes() != first, seconds=90, what="a renewal because it is time")
             second = own.read_bytes()
             secrets |= key_lines(second.decode())
             ask("ca", "rotate")
             for arguments in (["ca", "show"], ["ca", "show", "--json"], ["show", "one", "--json"]):
                 ask(*arguments)
-            wait_until(lambda: own.read_bytes() != second, what="a renewal because the CA is another")
+            wait_until(
+                lambda: own.read_bytes() != second, seconds=90, what="a renewal because the CA is another"
+            )
             secrets |= key_lines(own.read_text())
             ask("events", "--json")
             ask("revoke", "one", "--yes")

@@ -15,11 +15,13 @@ from collector.store.errors import StoreError
 from collector.store.selection import ALL
 from collector.store.store import open_store
 from tests.mariadb_server import MariadbServer
-from tests.processes import Site, wait_until
+from tests.processes import Program, Site, wait_until
 from tests.relay import Relay
 
 HOSTS = 20  # more than are needed to make a fleet
-TTL = 3.0  # seconds, of hosts that report every second
+TTL = 8.0  # seconds, of hosts that report every second: a stall of the machine is shorter
+EACH_ALONE = 2 * HOSTS
+"""More hosts than there are: whoever is silent is announced alone, however many were late meanwhile."""
 
 
 class Watch:
@@ -82,10 +84,15 @@ def silence_events(site: Site) -> dict[str, int]:
     return {kind: told[kind] for kind in ("silent", "back", "fleet-silent", "fleet-back") if told[kind]}
 
 
-def start_fleet(site: Site, address: str = "") -> None:
+def start_agent(site: Site, name: str, **settings: str) -> Program:
+    return site.agent(name, interval="1s", ttl=f"{TTL:g}s", **settings)
+
+
+def start_fleet(site: Site, address: str = "", interval: float = 1, ttl: float = TTL) -> None:
     """A simulated fleet, through `address` if that is given."""
     direct, site.address = site.address, address or site.address
-    site.fleet(HOSTS, "--interval", "1s")
+    # An ack is waited for until long after the silence was told.
+    site.fleet(HOSTS, "--interval", f"{interval:g}s", "--ttl", f"{ttl:g}s", "--ack-timeout", "20s")
     site.address = direct
     wait_until(lambda: fresh(site) == HOSTS, what="the whole fleet")
 
@@ -107,17 +114,18 @@ def after(seconds: float) -> Callable[[], bool]:
 
 def test_a_killed_collector_makes_nobody_silent_and_who_died_meanwhile_is_found(sqlite_site: Site) -> None:
     site = sqlite_site
-    collector = site.collector(name="c")
+    settings = {"name": "c", "silence_fleet_minimum": str(EACH_ALONE)}
+    collector = site.collector(**settings)
     start_fleet(site)
-    doomed = site.agent("doomed", interval="1s")
+    doomed = start_agent(site, "doomed")
     wait_until(lambda: fresh(site) == HOSTS + 1, what="the agent's first report")
     with watching(site) as watch:
         collector.kill()
         doomed.kill()
         wait_until(lambda: not watch.is_listening, what="the missing heartbeats to be noticed")
-        watch.look_again()
-        assert watch.presences == {Presence.UNKNOWN: HOSTS + 1}
-        site.collector(upgrade=False, name="c")
+        wait_until(lambda: watch.presences == {Presence.UNKNOWN: HOSTS + 1}, what="nobody to be known")
+        assert watch.were_stale == set()
+        site.collector(upgrade=False, **settings)
         wait_until(lambda: watch.were_stale, what="the dead agent")
         wait_until_heard(site, HOSTS)
     assert watch.were_stale == {"doomed"}
@@ -144,14 +152,14 @@ def test_a_database_that_is_away_makes_nobody_silent_and_who_died_meanwhile_is_f
     mariadb_site: Site, mariadb: MariadbServer
 ) -> None:
     site = mariadb_site
-    site.collector()
+    site.collector(silence_fleet_minimum=str(EACH_ALONE))
     start_fleet(site)
-    doomed = site.agent("doomed", interval="1s")
+    doomed = start_agent(site, "doomed")
     wait_until(lambda: fresh(site) == HOSTS + 1, what="the agent's first report")
     with watching(site) as watch:
         mariadb.stop(signal.SIGKILL)
         doomed.kill()
-        wait_until(after(2.5 * TTL))
+        wait_until(after(TTL + 4))
         mariadb.start()
         wait_until(lambda: watch.were_stale, what="the dead agent")
         wait_until_heard(site, HOSTS)
@@ -171,7 +179,7 @@ def test_a_fleet_behind_a_cut_network_is_one_event_and_so_is_its_return(sqlite_s
             relay.heal()
             wait_until(lambda: not watch.presences, what="the whole fleet's return")
         wait_until(lambda: "fleet-back" in silence_events(site), what="the fleet's return to be told")
-        wait_until(after(2 * TTL))
+        wait_until(after(TTL + 4))
     assert silence_events(site) == {"fleet-silent": 1, "fleet-back": 1}
 
 
@@ -183,16 +191,17 @@ def test_a_fleet_on_half_open_connections_comes_back_by_itself(sqlite_site: Site
         start_fleet(site, relay.address)
         relay.abandon()
         wait_until(lambda: "fleet-silent" in silence_events(site), what="the fleet's silence")
-        wait_until(lambda: fresh(site) == HOSTS, seconds=40, what="the whole fleet's return")
+        wait_until(lambda: fresh(site) == HOSTS, what="the whole fleet's return")
         wait_until(lambda: "fleet-back" in silence_events(site), what="the fleet's return to be told")
     assert silence_events(site) == {"fleet-silent": 1, "fleet-back": 1}
 
 
 def test_one_host_cut_off_among_many_is_one_silent_and_one_back(site: Site) -> None:
     site.collector()
-    start_fleet(site)
+    # Who is heard seldom is late seldom, and who is late counts when the fleet is judged.
+    start_fleet(site, interval=5, ttl=60)
     with Relay(site.address) as relay, watching(site) as watch:
-        site.agent("lonely", interval="1s", collector=relay.address)
+        start_agent(site, "lonely", collector=relay.address)
         wait_until(lambda: fresh(site) == HOSTS + 1, what="the agent's first report")
         relay.cut()
         wait_until(lambda: "silent" in silence_events(site), what="its silence")

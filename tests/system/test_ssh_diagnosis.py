@@ -70,7 +70,7 @@ def site(net: SshNet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site
         site.address = f"unix:{folder}/s"
         hosts = {name: net.add(name, **_options(site, net, name)) for name in HOSTS if name != "unreachable"}
         start_collector(site, net)
-        fleet = site.fleet(len(HOSTS), "--interval", "0.5")
+        fleet = site.fleet(len(HOSTS), "--interval", "0.5", "--ttl", "6s")
         wait_until(lambda: site.json("status")["presence"]["fresh"] == len(HOSTS), what="reports")
         lines = folder / "known_hosts"
         for name, host in hosts.items():
@@ -135,7 +135,7 @@ def test_each_condition_is_told_from_the_others(site: Site, name: str, kind: str
         known = diagnosis(site, name)
         return known if known and known["kind"] == kind and said in known["evidence"] else None
 
-    wait_until(found, seconds=60, what=f"{name}: {kind} ({said}); it is {diagnosis(site, name)}")
+    wait_until(found, seconds=90, what=f"{name}: {kind} ({said}); it is {diagnosis(site, name)}")
 
 
 def test_health_flows_from_hosts_that_are_up(site: Site) -> None:
@@ -174,11 +174,10 @@ def test_a_whole_network_that_is_cut_off_is_told_from_dead_hosts(tmp_path: Path)
             host.drop()
         wait_until(
             lambda: set(kinds().values()) == {"network unreachable"} and len(kinds()) == 2,
-            seconds=40,
             what=f"the network as the reason; it is {kinds()}",
         )
         two.heal()
-        wait_until(lambda: kinds() == {"one": "host dead"}, seconds=40, what=f"the host; it is {kinds()}")
+        wait_until(lambda: kinds() == {"one": "host dead"}, what=f"the host; it is {kinds()}")
         one.heal()
         wait_until(lambda: not kinds(), what="an end")
 
@@ -211,11 +210,10 @@ def test_hosts_behind_a_jump_host(tmp_path: Path) -> None:
                 len(evidence()) == 3
                 and all(f"jump host {gate.address}: host dead" in said for said in evidence())
             ),
-            seconds=40,
             what=f"the jump host as the reason; it is {evidence()}",
         )
         gate.heal()
-        wait_until(lambda: site.json("status")["presence"]["fresh"] == 3, seconds=40, what="reports again")
+        wait_until(lambda: site.json("status")["presence"]["fresh"] == 3, what="reports again")
 
 
 def test_hosts_that_a_ca_vouches_for(tmp_path: Path) -> None:

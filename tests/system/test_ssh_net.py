@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import asyncssh
 import pytest
@@ -184,17 +186,46 @@ def test_code_of_the_test_process_connects_from_the_hub(net: SshNet, host: Host)
         assert asyncio.run(whoami()) == f"{USER}\n"
 
 
-def namespaces() -> set[str]:
-    """Those that any process is in."""
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/ns/*"):
+class Process(NamedTuple):
+    """One process, and no later one with its number."""
+
+    pid: str
+    started: str
+
+    @classmethod
+    def of(cls, folder: Path) -> Process | None:
+        """None when it has ended, and nobody has taken note yet."""
+        state, *fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else cls(folder.name, fields[18])
+
+
+def processes(namespaces: set[str], named: Path) -> set[Process]:
+    """Those that are in one of these namespaces now, or have the folder in their command line."""
+    found: set[Process | None] = set()
+    for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended meanwhile
-            found.add(str(path.stat().st_ino))
-    return found
+            inside = {str(path.stat().st_ino) for path in (folder / "ns").iterdir()}
+            if inside & namespaces or bytes(named) in (folder / "cmdline").read_bytes():
+                found.add(Process.of(folder))
+    return {process for process in found if process is not None}
 
 
-def mounts() -> set[str]:
-    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+def are_running(known: set[Process], named: Path) -> bool:
+    """Whether one of them goes on, or another that has the folder in its command line."""
+    for process in known:
+        with suppress(OSError):
+            if Process.of(Path("/proc", process.pid)) == process:
+                return True
+    return bool(processes(set(), named))
+
+
+_MOUNTED = ("/run", "/etc/passwd", "/etc/shadow", "/etc/group")
+
+
+def mounts(folder: Path) -> list[str]:
+    """What is mounted in the folder, from there, or where a host mounts its own: all else is others'."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if str(folder) in line or line.split()[4] in _MOUNTED]
 
 
 _HOSTS = """\
@@ -214,7 +245,7 @@ _HOSTS = """\
 @pytest.mark.parametrize("end", ["closed", "killed"])
 def test_nothing_is_left(end: str):
     require(missing_parts())
-    before = mounts()
+    before = mounts(Path(tempfile.gettempdir(), "fp-ssh-nobody"))
     command = [sys.executable, "-c", textwrap.dedent(_HOSTS)]
     environ = clean_environ({})
     with subprocess.Popen(
@@ -224,14 +255,16 @@ def test_nothing_is_left(end: str):
         own = set(process.stdout.readline().split())
         folder = Path(process.stdout.readline().strip())
         assert len(own) == 4
-        assert own <= namespaces()
+        known = processes(own, folder)
+        assert len(known) >= 4, "two hosts: each has an sshd, and who waits for its end"
+        assert are_running(known, folder)
         assert folder.is_dir()
         if end == "killed":
             os.kill(process.pid, signal.SIGKILL)
         else:
             process.communicate("\n")
-            assert not own & namespaces()
-    wait_until(lambda: not own & namespaces(), what="the namespaces are gone")
-    assert mounts() == before
+            assert not are_running(known, folder)
+    wait_until(lambda: not are_running(known, folder), what="the processes are gone")
+    assert mounts(folder) == before
     with SshNet():
         assert not folder.exists()
