@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -33,6 +31,7 @@ from bench.ingest import Collector, collector
 from bench.other_agents import OTHER_AGENTS, OtherAgent
 from bench.result import Comparison, Goal, medians, parser, print_result, spreads
 from bench.usage import Memory, family, family_cpu_seconds, family_memory
+from tests.ports import free_ports
 
 _PROGRAM = Path(sys.executable).parent / "fleet-agent"
 _OURS = "fleet-agent"
@@ -127,21 +126,12 @@ def other_agent(agent: OtherAgent, folder: Path) -> Iterator[_Running]:
     """One that is here, scraped if it does nothing else."""
     folder.mkdir()
     folder.chmod(0o755)  # some become another user
-    port = _free_port()
+    port, _ = free_ports()  # zabbix-agent2 takes none above 32767
     output = folder / "output"
     with started([agent.path, *agent.command(folder, port)], output) as pid, ExitStack() as stack:
         if agent.scraped:
             stack.enter_context(_scraped(f"http://127.0.0.1:{port}/metrics"))
         yield _Running(pid, output)
-
-
-def _free_port() -> int:
-    """One that every program takes: zabbix-agent2 has none above 32767."""
-    while True:
-        port = random.randrange(10_000, 32_768)
-        with socket.socket() as found, suppress(OSError):
-            found.bind(("127.0.0.1", port))
-            return port
 
 
 @contextmanager

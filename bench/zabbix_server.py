@@ -18,15 +18,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
-from random import Random, SystemRandom
+from random import Random
 from typing import Any, NamedTuple
 
 from bench.load import LAYOUT
 from bench.usage import family_cpu_seconds
 from tests.mariadb_server import MariadbServer
+from tests.ports import free_ports
 
 _SCHEMA = Path("/usr/share/zabbix-server-mysql")
 _SERVER, _SENDER = "zabbix_server", "zabbix_sender"
@@ -245,7 +246,7 @@ def zabbix_server(database: MariadbServer, hosts: int) -> Iterator[ZabbixServer]
         database.query(f"TRUNCATE TABLE {table}", database=_DATABASE)
     folder = Path(tempfile.mkdtemp(prefix="fp-zbx-"))
     try:
-        port = _free_port()
+        port, _ = free_ports()
         settings = folder / "zabbix_server.conf"
         settings.write_text(_settings(folder, port, database.port))
         command = [str(_program(_SERVER)), "--foreground", "--config", str(settings)]
@@ -310,12 +311,3 @@ def _wait_until_it_listens(server: ZabbixServer, process: subprocess.Popen[bytes
 def _program(name: str) -> str | None:
     # Debian keeps servers in a folder that is not on everybody's PATH.
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-
-
-def _free_port() -> int:
-    """One that Zabbix takes, which are not those that the kernel gives out."""
-    while True:
-        port = SystemRandom().randrange(20_000, 32_767)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port

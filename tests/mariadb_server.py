@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from tests.ports import free_ports
 
 PROGRAMS = ("mariadbd", "mariadb-install-db")
 SERVICE, UPGRADE = "fleetpulse", "fleetpulse_upgrade"
@@ -115,7 +116,7 @@ class MariadbServer:
             self._start(self.port)
             return
         for _ in range(5):
-            port = _free_port()
+            port, _ = free_ports()
             try:
                 self._start(port)
             except PortTaken:  # somebody took it between our look and the server's
@@ -283,9 +284,3 @@ def _unmount(folder: Path) -> None:
 
 def _sudo() -> list[str]:
     return [] if os.geteuid() == 0 else ["sudo", "-n"]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +19,7 @@ import pytest
 from bench.enrolled_host import Enroller
 from collector.cli.main import run
 from collector.store.store import Store, open_store
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = Path(sys.executable).parent
@@ -122,19 +121,6 @@ class Program:
             self._process.kill()
         self._process.communicate()
         self._log.close()
-
-
-def free_ports() -> tuple[int, int]:
-    """A port on which nobody listens, and the one after it, as `listen` and `identity.enroll_listen` want them.
-
-    Below those that the kernel gives to who connects: one of these may be gone before it is listened on.
-    """
-    while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)  # tests that run side by side share seeds
-        with socket.socket() as first, socket.socket() as second, suppress(OSError):
-            first.bind(("127.0.0.1", port))
-            second.bind(("127.0.0.1", port + 1))
-            return port, port + 1
 
 
 class Site:

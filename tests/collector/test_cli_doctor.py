@@ -28,7 +28,8 @@ from fleetpulse.model import State
 from tests.collector.cli_process import environment, run_cli
 from tests.faults import ReadOnly
 from tests.mariadb_server import MariadbServer
-from tests.processes import free_ports, wait_until
+from tests.ports import free_ports
+from tests.processes import wait_until
 
 NOW = 1_000_000_000
 States = Callable[..., tuple[int, dict[str, str]]]

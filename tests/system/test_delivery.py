@@ -26,7 +26,8 @@ from agent.stream import Stream, Timeouts
 from fleetpulse import convert
 from fleetpulse.model import CheckKey, CheckLayout, CheckResult, Hello, HostId, Layout, Measurement, State
 from tests.agent.scripted_collector import Script, serving
-from tests.processes import Program, Site, free_ports, wait_until
+from tests.ports import free_ports
+from tests.processes import Program, Site, wait_until
 from tests.relay import Relay
 
 LAYOUT = Layout((CheckLayout(CheckKey("plugin"), (Measurement("m", "1"),)),))
