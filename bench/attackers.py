@@ -3,7 +3,11 @@
     python -m bench.attackers NAME --collector 127.0.0.1:18443 --seconds 10
 
 Each attack goes on for so long and no longer, and only ever talks to a loopback address. With --enroll the
-attacker is a host with a certificate of its own, and speaks TLS. Prints one JSON line at the end: how often it did what it does, and with which status codes the collector answered.
+attacker is a host with a certificate of its own, and speaks TLS. Unless --nice says otherwise it steps back for
+everybody else who wants the processor, so that what is compared is the collector's answer, not who wins it.
+
+Prints a JSON line when it begins, and one at the end: how often it did what it does, and with which status codes the
+collector answered.
 """
 
 from __future__ import annotations
@@ -440,6 +444,7 @@ async def _run(options: argparse.Namespace) -> None:
     enroller = Enroller.from_options(options)
     if enroller is not None:
         await attack.enroll(enroller)
+    print(json.dumps({"begins": name}), flush=True)
     await {**ATTACKS, **TLS_ATTACKS}[name](attack)
 
 
@@ -448,14 +453,16 @@ def main() -> None:
     parser.add_argument("attack", choices=[*ATTACKS, *TLS_ATTACKS])
     parser.add_argument("--collector", default="127.0.0.1:18443", metavar="ADDRESS")
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument(
+        "--nice", type=int, default=10, help="how far it steps back for others, as nice(1) has it"
+    )
     add_enrolment_options(parser)
     options = parser.parse_args()
     if not options.collector.startswith(("127.", "localhost:", "[::1]:")):
         parser.error("only a collector on a loopback address may be attacked")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    # What is compared is the collector's answer, not who wins the processor.
-    os.nice(10)
+    os.nice(options.nice)
     asyncio.run(_run(options))
     print(json.dumps({"attack": options.attack, **said}), flush=True)
 
