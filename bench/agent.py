@@ -27,9 +27,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from bench.ingest import Collector, collector
 from bench.other_agents import OTHER_AGENTS, OtherAgent
 from bench.result import Comparison, Goal, medians, parser, print_result, spreads
+from bench.served import Collector, collector
 from bench.usage import Memory, family, family_cpu_seconds, family_memory
 from tests.ports import free_ports
 

@@ -26,8 +26,8 @@ class Costs(NamedTuple):
     """Of a report, by the rate: CPU in microseconds, redo log in bytes. Rows that a report writes if it changes
     nothing, and further rows and events for each that changes something; bytes of an event on the disk. Of a
     collector process: rows that it writes a second by the clock, its memory in MB without streams, and in kB for
-    each of `memory_streams` streams. At the paces of `bench.rows` the reports came from `paced_streams`. `tls` is by
-    what the collector's CPU was multiplied, if that was measured."""
+    each of `memory_streams` streams. At the paces of `bench.rows` the reports came from `paced_streams`. `tls` is the
+    part of the collector's CPU that is TLS, if that was measured."""
 
     collector_us: Curve
     database_us: Curve
@@ -52,14 +52,14 @@ def costs(results: Mapping[str, Any]) -> Costs:
     """What of the results is needed. Raises NotMeasured."""
     _check(results)
     ingest, rows = results["ingest"], results["rows"]
-    tls = ingest.get("tls_ratio")
+    tls = ingest["tls"]["tls_us"] - ingest["tls"]["plain_us"] if "tls" in ingest else None
     paced = [rows[name] for name in _PACES]
     busy = [_with_all_streams(ingest), _best(ingest)]
     collector_us = _curve([*_pairs(paced, "writer_us"), *_pairs(busy, "collector_us")])
     changes = rows["one_percent"]["changes"]
     per_change = rows["one_percent"]["reports"] / changes
     return Costs(
-        collector_us=tuple((rate, cost * (tls or 1.0)) for rate, cost in collector_us),
+        collector_us=tuple((rate, cost + (tls or 0.0)) for rate, cost in collector_us),
         database_us=_curve(_pairs([*paced, *busy], "database_us")),
         log_bytes=_curve(_pairs([*paced, rows["one_percent"]], "log_bytes")),
         rows=rows["calm"]["rows"],

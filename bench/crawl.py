@@ -21,109 +21,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from itertools import pairwise
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
+from bench.crawl_lab import Lab
+from bench.crawl_poller import HELD, POOL, running_poller
 from bench.old_scripts.script import SCHEMA
 from bench.result import Comparison, Goal, medians, parser, print_result, spreads
 from bench.usage import cpu_seconds
 from tests.mariadb_server import MariadbServer
-from tests.processes import Program, running_site
 
 _WORKING_DESIGNS = ("connection_each", "pool_of_one")
 _DESIGNS = (*_WORKING_DESIGNS, "closing_pool", "inherited_pool")
-_POOL = 8
-_HELD = "Max_used_connections"
-_PATIENCE = 120.0  # seconds for a poll of every host
-_TAKEN_IN = 3.0  # seconds from an answer to its commit, at most
-
-
-class Lab:
-    """The simulated hosts, in a process of their own."""
-
-    def __init__(self, folder: Path, hosts: int, hang: float = 0.0):
-        folder.mkdir()
-        self.folder = folder
-        command = [sys.executable, "-m", "bench.crawl_hosts", "--folder", str(folder)]
-        command += ["--hosts", str(hosts), "--hang", str(hang)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        self.polls: dict[str, list[float]] = {}
-        """When each host that answers did so, by the monotonic clock."""
-        self.hanging = frozenset(self._line()["hanging"])
-        self.connections = 0
-        self.most_sessions = 0
-
-    def __enter__(self) -> Lab:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.communicate()
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def look(self) -> None:
-        """See what the hosts have seen."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        for name, seen in self._line().items():
-            if name not in self.hanging:
-                self.polls.setdefault(name, []).extend(seen["polls"])
-            self.connections += seen["connections"]
-            self.most_sessions = max(self.most_sessions, seen["most_sessions"])
-
-    def begin_anew(self) -> None:
-        """Forget what was seen so far."""
-        self.look()
-        self.polls = {name: [] for name in self.polls}
-        self.connections = self.most_sessions = 0
-
-    def wait_for_everyone(self, after: float = 0.0) -> float:
-        """Wait until every host that answers has been polled after that time; when the last one was first polled."""
-        began = time.monotonic()
-        self.look()
-        while missing := [name for name, polls in self.polls.items() if not polls or polls[-1] <= after]:
-            if time.monotonic() - began > _PATIENCE:
-                raise SystemExit(f"{len(missing)} hosts were not polled, such as {missing[0]}")
-            time.sleep(0.1)
-            self.look()
-        return max(polls[0] for polls in self.polls.values())
-
-    def answered(self, end: float) -> dict[str, int]:
-        """How many polls of every host ended until then."""
-        return {name: sum(poll <= end for poll in polls) for name, polls in self.polls.items()}
-
-    def gaps(self, begin: float, end: float) -> list[float]:
-        """Seconds from one poll of a host to its next, for those next ones that ended in that time."""
-        return [
-            after - before
-            for polls in self.polls.values()
-            for before, after in pairwise(polls)
-            if begin < after <= end
-        ]
-
-    def waits(self, end: float) -> list[float]:
-        """How long every host has been waiting at that time."""
-        return [end - max(poll for poll in polls if poll <= end) for polls in self.polls.values()]
-
-    def _line(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("the simulated hosts have ended")
-        said: dict[str, Any] = json.loads(line)
-        return said
-
-
-# The scripts.
 
 
 def _old_round(design: str, database: MariadbServer, lab: Lab, options: argparse.Namespace) -> dict[str, Any]:
@@ -143,7 +54,7 @@ def _old_round(design: str, database: MariadbServer, lab: Lab, options: argparse
         "seconds": figures["seconds"],
         "cpu_ms": figures["cpu_seconds"] / options.hosts * 1000,
         **{f"{name}_ms": seconds / options.hosts * 1000 for name, seconds in used.items()},
-        "connections": database.status(_HELD),
+        "connections": database.status(HELD),
         "errors": figures["errors"],
     }
 
@@ -169,137 +80,11 @@ def _middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {**figures, **{name: worst[name] for name in ("ok", "failed", "errors")}}
 
 
-# The collector.
-
-
-class Ledger:
-    """What the database has from a collector. Its own connection is there before the collector has any."""
-
-    def __init__(self, database: MariadbServer, name: str):
-        self._connection = database.connect(name)
-        self._ask("FLUSH STATUS")
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def committed(self) -> dict[str, int]:
-        """The reports of every host."""
-        said = self._ask("SELECT h.hostname, s.seq FROM host h JOIN host_seen s ON s.host = h.id")
-        return {name: int(seq) for name, seq in said}
-
-    def connections(self) -> int:
-        """The most that there were at one time beside this one."""
-        return int(self._ask(f"SHOW GLOBAL STATUS LIKE '{_HELD}'")[0][1]) - 1
-
-    def _ask(self, sql: str) -> list[tuple[Any, ...]]:
-        cursor = self._connection.cursor()
-        cursor.execute(sql)
-        return list(cursor.fetchall())
-
-
-class Mark(NamedTuple):
-    """How things stand: when by the monotonic clock, reports committed, and CPU seconds used until then."""
-
-    at: float
-    committed: int
-    used: dict[str, float]
-
-
-class Poller:
-    """A collector that polls a lab. `started` is when it was, by the monotonic clock."""
-
-    def __init__(self, program: Program, started: float, lab: Lab, ledger: Ledger, database: MariadbServer):
-        self.ledger = ledger
-        self._program = program
-        self._started = started
-        self._lab = lab
-        self._pids = {"cpu": program.pid, "hosts": lab.pid, "database": database.pid}
-
-    def first_round(self) -> dict[str, float]:
-        """From the collector's start until every host that answers has been polled: seconds, and its CPU ms a host."""
-        seconds = self._lab.wait_for_everyone() - self._started
-        used = cpu_seconds(self._program.pid)
-        return {"seconds": seconds, "cpu_ms": used / len(self._lab.polls) * 1000}
-
-    def windows(self, seconds: float, count: int) -> dict[str, Any]:
-        """What happens within the next `count` times `seconds`; medians and spreads, CPU time in ms a poll."""
-        marks = [self._mark()]
-        for number in range(1, count + 1):
-            time.sleep(max(0.0, marks[0].at + number * seconds - time.monotonic()))
-            marks.append(self._mark())
-        uncommitted = self._uncommitted(marks[-1].at)
-        between = [_between(*pair) for pair in pairwise(marks)]
-        return {
-            **medians(between),
-            "polls": marks[-1].committed - marks[0].committed,
-            "spread": spreads(between),
-            "uncommitted": uncommitted,
-            **self._gaps(marks[0].at, marks[-1].at),
-        }
-
-    def said_at_the_end(self) -> dict[str, Any]:
-        """Stop it; how often it has asked, and how often in vain."""
-        self._program.stop()
-        said: dict[str, Any] = json.loads(self._program.wait_for_log('"asked over SSH"'))
-        return said
-
-    def _mark(self) -> Mark:
-        used = {name: cpu_seconds(pid) for name, pid in self._pids.items()}
-        return Mark(time.monotonic(), sum(self.ledger.committed().values()), used)
-
-    def _gaps(self, begin: float, end: float) -> dict[str, Any]:
-        """How long hosts have waited for a poll, in seconds."""
-        gaps, waits = self._lab.gaps(begin, end), self._lab.waits(end)
-        return {"median_gap": median(gaps), "longest_gap": max(*gaps, *waits), "gaps": [*gaps, *waits]}
-
-    def _uncommitted(self, end: float) -> int:
-        """Polls that hosts had answered at that time, and that the database still has not some seconds later."""
-        self._lab.look()
-        answered = self._lab.answered(end)
-        deadline = time.monotonic() + _TAKEN_IN
-        while True:
-            committed = self.ledger.committed()
-            missing = sum(max(0, count - committed.get(name, 0)) for name, count in answered.items())
-            if not missing or time.monotonic() > deadline:
-                return missing
-            time.sleep(0.1)
-
-
-def _between(begin: Mark, end: Mark) -> dict[str, float]:
-    polls = end.committed - begin.committed
-    used = {
-        f"{name}_ms": (end.used[name] - before) / max(1, polls) * 1000 for name, before in begin.used.items()
-    }
-    return {"polls_per_s": polls / (end.at - begin.at), **used}
-
-
-@contextmanager
-def _poller(database: MariadbServer, lab: Lab, interval: float) -> Iterator[Poller]:
-    """A collector, over TCP like the scripts, with an account that may have no more than its pool."""
-    name = database.fresh_database().partition("?")[0].rpartition("/")[2]
-    url = database.tcp_url(name)
-    account = database.account(url, connections=_POOL)
-    with running_site(account, lab.folder, url) as site:
-        site.upgrade()
-        site.settings |= {
-            "FLEETPULSE_POOL_SIZE": str(_POOL),
-            "FLEETPULSE_SSH_INTERVAL": f"{interval:g}s",
-            "FLEETPULSE_SSH_CONCURRENCY": "100",
-            "FLEETPULSE_SSH_KEYS": str(lab.folder / "client_key"),
-        }
-        site.cli("ssh", "import", str(lab.folder / "inventory.json"), check=True)
-        site.cli("ssh", "trust", "--known-hosts", str(lab.folder / "known_hosts"), check=True)
-        lab.begin_anew()
-        with closing(Ledger(database, name)) as ledger:
-            started = time.monotonic()
-            yield Poller(site.collector(upgrade=False), started, lab, ledger, database)
-
-
 def _first_rounds(database: MariadbServer, lab: Lab, options: argparse.Namespace) -> list[dict[str, float]]:
     """Of so many collectors, one after the other, as the scripts run; the one that goes on is another."""
     rows = []
     for _ in range(options.repeat - 1):
-        with _poller(database, lab, options.interval) as poller:
+        with running_poller(database, lab, options.interval) as poller:
             rows.append(poller.first_round())
             poller.said_at_the_end()
     return rows
@@ -307,7 +92,7 @@ def _first_rounds(database: MariadbServer, lab: Lab, options: argparse.Namespace
 
 def _steady(database: MariadbServer, lab: Lab, options: argparse.Namespace) -> dict[str, Any]:
     """Rounds at the usual interval, after the first one, in which connections are made."""
-    with _poller(database, lab, options.interval) as poller:
+    with running_poller(database, lab, options.interval) as poller:
         first = poller.first_round()
         # Windows begin while nobody is due, and all is committed: none cuts a round in two.
         time.sleep(options.interval / 3)
@@ -328,7 +113,7 @@ def _steady(database: MariadbServer, lab: Lab, options: argparse.Namespace) -> d
 
 def _saturated(database: MariadbServer, lab: Lab, options: argparse.Namespace) -> dict[str, Any]:
     """As fast as it can: more hosts than can be polled within an interval of 1 s, once all connections are open."""
-    with _poller(database, lab, 1.0) as poller:
+    with running_poller(database, lab, 1.0) as poller:
         lab.wait_for_everyone()
         lab.wait_for_everyone(after=time.monotonic())
         window = poller.windows(options.seconds, options.repeat)
@@ -379,7 +164,7 @@ def _goals(results: dict[str, Any], hosts: int) -> list[Goal]:
         Goal("collector's polls/s over open connections / best script's hosts/s", round(pace, 1), ">=", 6),
         Goal("polls failed", steady["failed"] + saturated["failed"], "==", 0),
         Goal("polls answered and not committed", uncommitted, "==", 0),
-        Goal("database connections", max(steady["connections"], hanging["connections"]), "<=", _POOL),
+        Goal("database connections", max(steady["connections"], hanging["connections"]), "<=", POOL),
         Goal("hosts missed in a round", steady["missed"], "==", 0),
         Goal("hosts missed in a round while others hang", hanging["missed"], "==", 0),
     ]

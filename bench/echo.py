@@ -1,8 +1,11 @@
-"""The limit of the transport: a bare `grpc.aio` server that sends back every message it reads.
+"""What the transport costs: a bare `grpc.aio` server that decodes every message it reads and sends it back.
 
 `python -m bench.echo [--tuned] [--identity-dir DIR]` prints its address. Bare is what gRPC and asyncio do unless told
-otherwise; tuned has the collector's event loop, calm garbage collector and options of the transport. With an identity
-it speaks TLS as a collector does, to who has a certificate.
+otherwise; tuned has the collector's event loop, calm garbage collector and options of the transport that change what
+a message or a connection costs. With an identity it speaks TLS as a collector does, to who has a certificate.
+
+It is an echo, so it answers a report with the whole report, where a collector answers an Ack of a few bytes: what it
+encodes and sends is more. It reads a report only as protobuf does, and keeps nothing.
 """
 
 from __future__ import annotations
@@ -30,12 +33,15 @@ _TUNING = [("grpc.http2.bdp_probe", 0), ("grpc.tsi.max_frame_size", 1024)]  # se
 
 @contextmanager
 def echo_server(*options: str) -> Iterator[tuple[str, int]]:
-    """The address and the process of a running echo."""
+    """The address and the process of a running echo. Raises SystemExit if it does not start."""
     command = [sys.executable, "-m", "bench.echo", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as echo:
         assert echo.stdout is not None
         try:
-            yield echo.stdout.readline().strip(), echo.pid
+            address = echo.stdout.readline().strip()
+            if not address:
+                raise SystemExit("the echo does not start")
+            yield address, echo.pid
         finally:
             echo.kill()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
 from typing import Any
 
 CHECKS, VALUES = 12, 48
@@ -44,13 +45,27 @@ class Everything:
         for statement in _TABLES:
             cursor.execute(statement)
 
-    def write(self, rounds: int, batch: int) -> int:
-        """A report of every host in each round, `batch` in a transaction; how many reports."""
-        for _ in range(rounds):
+    def write(self, reports: int, batch: int, pace: float = 0.0) -> int:
+        """So many reports of one host after the other, `batch` in a transaction; how many it were, to whole batches.
+
+        `pace` is in reports a second; 0: as fast as it can.
+        """
+        begin, written = time.monotonic(), 0
+        for hosts in self._batches(batch):
+            if pace:
+                time.sleep(max(0.0, begin + written / pace - time.monotonic()))
+            self._write_batch(hosts)
+            written += len(hosts)
+            if written >= reports:
+                break
+        return written
+
+    def _batches(self, size: int) -> Iterator[range]:
+        """All hosts, and all again, for ever."""
+        while True:
             self._seq += 1
-            for start in range(0, self._hosts, batch):
-                self._write_batch(range(start, min(start + batch, self._hosts)))
-        return rounds * self._hosts
+            for start in range(0, self._hosts, size):
+                yield range(start, min(start + size, self._hosts))
 
     def _write_batch(self, hosts: range) -> None:
         at = int(time.time() * 1000) + self._seq  # never that of the report before

@@ -30,8 +30,8 @@ from agent.credential_files import CredentialFiles
 from agent.credentials import Credentials
 from agent.delivery import Delivery
 from agent.memory_spool import MemorySpool
-from bench.load import LAYOUT
 from bench.simulated_host import GROUP, SimulatedHost
+from bench.stream import LAYOUT
 from fleetpulse import __version__
 from fleetpulse.model import Hello
 

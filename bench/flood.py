@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import grpc
 
 from bench.attackers import ATTACKS, BATCH, METHOD
-from bench.ingest import collector
 from bench.result import Goal, parser, print_result
+from bench.served import collector
 from bench.simulated_host import LAYOUT
 from bench.usage import cpu_seconds
 from fleetpulse import convert

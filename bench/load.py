@@ -2,7 +2,8 @@
 
 `python -m bench.load ADDRESS --streams N --seconds S --change SHARE` prints one JSON object a line:
 {"at": "begin"} and {"at": "end"} around the measured window, then the result. With --enroll each stream's
-host enrols first and speaks TLS.
+host enrols first and speaks TLS. Latency at a rate is from when a report is due to its Ack, however late it was
+sent because the one before waited for its own: a stall counts for all reports that fall due in it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import random
+import math
 import resource
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import quantiles
@@ -23,182 +23,147 @@ from typing import Any
 import grpc
 
 from bench.enrolled_host import Enroller, add_enrolment_options
-from fleetpulse import convert
-from fleetpulse.model import CheckKey, CheckLayout, Hello, HostId, Layout, Measurement, Report
-from fleetpulse.v1 import ingest_pb2 as pb
+from bench.stream import Host, Stream, connection
 
-# 12 checks and 48 values, of which 24 are watched by the built-in rules.
-_WATCHED = ("system.filesystem.utilization", "system.filesystem.inodes.utilization")
-LAYOUT = Layout(
-    tuple(
-        CheckLayout(
-            CheckKey("filesystem", f"/mnt/{number}"),
-            (
-                Measurement(_WATCHED[0], "1"),
-                Measurement(_WATCHED[1], "1"),
-                Measurement("system.filesystem.usage", "By"),
-                Measurement("system.filesystem.limit", "By"),
-            ),
-        )
-        for number in range(12)
-    )
-)
-METHOD = "/fleetpulse.v1.IngestService/Stream"
-
-
-class Host:
-    """One simulated stream and what it measures."""
-
-    def __init__(self, number: int, seed: int, change: float):
-        self.random = random.Random(f"{seed}/{number}")
-        self.hello = Hello(
-            HostId(str(uuid.uuid5(uuid.NAMESPACE_DNS, f"bench-{number}"))),
-            f"bench-{number}",
-            "machine",
-            "boot",
-            # New in every run: what an earlier run sent must not make this one's reports duplicates.
-            random.SystemRandom().randrange(1, 2**63),
-            "bench",
-            15_000,
-            45_000,
-        )
-        self.change = change
-        self.seq = 0
-        self.changes = 0
-        self.full = False
-
-    def messages(self) -> Iterator[pb.StreamRequest]:
-        """One report a message, for ever. A changed one moves a disk over or under its threshold."""
-        values = [self.random.uniform(0.1, 0.6) for _ in range(LAYOUT.series_count)]
-        while True:
-            self.seq += 1
-            values[self.random.randrange(2, LAYOUT.series_count)] = self.random.uniform(0.1, 0.6)
-            if self.random.random() < self.change:
-                self.full = not self.full
-                self.changes += 1
-            values[0] = 0.9 if self.full else 0.3
-            report = Report(self.seq, int(time.time() * 1000), LAYOUT, tuple(values))
-            yield convert.encode_batch([convert.encode_report(report)])
+_PATIENCE = 120.0  # seconds until all are welcomed, of which 10,000 take some 15
 
 
 class Window:
-    """Counts what is acked between its beginning and its end."""
+    """What is measured: how many reports are acked in it, and how long those take that begin in it.
+
+    Moments are by `time.perf_counter`, in seconds. A report begins when it is due, or when it is sent if that is
+    as soon as the last one is acked.
+    """
 
     def __init__(self, streams: int) -> None:
         self.all_welcomed = asyncio.Event()
-        self._waited_for = streams
-        self.is_open = False
-        self.is_over = False
+        self.waited_for = streams
+        """How many streams are not welcomed yet."""
         self.acked = 0
         self.latencies: list[float] = []
+        """Seconds."""
+        self._begin = self._end = math.inf
 
     def note_welcome(self) -> None:
-        self._waited_for -= 1
-        if not self._waited_for:
+        self.waited_for -= 1
+        if not self.waited_for:
             self.all_welcomed.set()
 
-    def note(self, latency: float) -> None:
-        if self.is_open:
+    def open(self, now: float) -> None:
+        self._begin = now
+
+    def close(self, now: float) -> float:
+        """End it; how many seconds it was."""
+        self._end = now
+        return self._end - self._begin
+
+    def is_over(self, moment: float) -> bool:
+        return moment >= self._end
+
+    def note(self, begun: float, acked: float) -> None:
+        if self._begin <= acked < self._end:
             self.acked += 1
-            self.latencies.append(latency)
+        if self._begin <= begun < self._end:
+            self.latencies.append(acked - begun)
 
 
-async def _stream(
-    channel: grpc.aio.Channel, host: Host, window: Window, interval: float, *, echo: bool
-) -> None:
-    """Send a report every `interval` seconds at a phase of its own, or as soon as the last one is acked (0)."""
-    call = channel.stream_stream(
-        METHOD,
-        request_serializer=pb.StreamRequest.SerializeToString,
-        response_deserializer=None if echo else pb.StreamResponse.FromString,
-    )()
-    await call.write(convert.encode_hello(host.hello))
-    await call.read()
-    await call.write(convert.encode_layout(LAYOUT))
-    if echo:
-        await call.read()
+async def report_on(stream: Stream, window: Window, interval: float) -> None:
+    """Report every `interval` seconds at a phase of its own, or as soon as the last one is acked (0).
+
+    Ends with the last report that begins in the window.
+    """
+    await stream.open()
     window.note_welcome()
-    due = time.perf_counter() + host.random.random() * interval
-    for message in host.messages():
+    if interval:
+        await window.all_welcomed.wait()  # so that no report is late because others still connect
+    begun = time.perf_counter() + stream.host.random.random() * interval
+    while True:
         if interval:
-            await asyncio.sleep(due - time.perf_counter())
-            due = max(due + interval, time.perf_counter())
-        sent = time.perf_counter()
-        await call.write(message)
-        await _answer(call, host, echo=echo)
-        window.note(time.perf_counter() - sent)
-        if window.is_over:
-            break
-    await call.done_writing()
-
-
-async def _answer(call: Any, host: Host, *, echo: bool) -> None:
-    """The report's Ack, or its echo. Whoever is slowed down is told so before."""
-    while (said := await call.read()) is not grpc.aio.EOF:
-        if echo or said.WhichOneof("message") == "ack":
+            await asyncio.sleep(begun - time.perf_counter())
+        if window.is_over(begun):
             return
-    raise SystemExit(f"the stream of {host.hello.hostname} ended: {await call.details()}")
+        await stream.report()
+        acked = time.perf_counter()
+        window.note(begun, acked)
+        begun = begun + interval if interval else acked
 
 
-async def _channel(address: str, host: Host, enroller: Enroller | None) -> grpc.aio.Channel:
-    options = [("grpc.use_local_subchannel_pool", 1)]
+async def _streams(arguments: argparse.Namespace) -> list[Stream]:
+    numbers = range(arguments.first, arguments.first + arguments.streams)
+    enroller = Enroller.from_options(arguments)
+    found = []
+    for number in numbers:
+        host = Host(number, arguments.seed, arguments.change)
+        credentials = await _credentials(host, enroller)
+        found.append(Stream(connection(arguments.address, credentials), host, echo=arguments.echo))
+    return found
+
+
+async def _credentials(host: Host, enroller: Enroller | None) -> grpc.ChannelCredentials | None:
     if enroller is None:
-        return grpc.aio.insecure_channel(address, options=options)
+        return None
     own = await enroller.credentials(host.hello.host_id, host.hello.hostname).load()
     host.hello = replace(host.hello, trust_id=own.trust_id)  # or it would be told whom to trust
-    credentials = grpc.ssl_channel_credentials(own.ca_bundle, own.key, own.chain)
-    return grpc.aio.secure_channel(address, credentials, options=options)
+    return grpc.ssl_channel_credentials(own.ca_bundle, own.key, own.chain)
+
+
+async def _wait_for_welcomes(window: Window, tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Raises SystemExit if some are not welcomed in time, and what a stream raises."""
+    welcomed = asyncio.create_task(window.all_welcomed.wait())
+    await asyncio.wait([welcomed, *tasks], return_when=asyncio.FIRST_COMPLETED, timeout=_PATIENCE)
+    welcomed.cancel()
+    _raise_failure(tasks)
+    if window.waited_for:
+        raise SystemExit(f"{window.waited_for} of {len(tasks)} streams have no Welcome after {_PATIENCE:g} s")
+
+
+def _raise_failure(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        if task.done():
+            task.result()
+
+
+async def _measure(
+    window: Window, tasks: Sequence[asyncio.Task[None]], arguments: argparse.Namespace
+) -> float:
+    """Warm up, and measure; how many seconds. Those that report end by themselves afterwards."""
+    await _wait_for_welcomes(window, tasks)
+    await asyncio.sleep(arguments.warm_up)
+    _raise_failure(tasks)
+    _say(at="begin")
+    window.open(time.perf_counter())
+    await asyncio.sleep(arguments.seconds)
+    seconds = window.close(time.perf_counter())
+    _say(at="end")
+    await asyncio.gather(*tasks)
+    return seconds
+
+
+def _say(**words: Any) -> None:
+    print(json.dumps(words), flush=True)
 
 
 async def _run(arguments: argparse.Namespace) -> None:
     window = Window(arguments.streams)
-    numbers = range(arguments.first, arguments.first + arguments.streams)
-    hosts = [Host(number, arguments.seed, arguments.change) for number in numbers]
-    enroller = Enroller.from_options(arguments)
-    channels = [await _channel(arguments.address, host, enroller) for host in hosts]
+    streams = await _streams(arguments)
     interval = arguments.streams / arguments.rate if arguments.rate else 0.0
-    streams = [
-        asyncio.create_task(_stream(channel, host, window, interval, echo=arguments.echo))
-        for channel, host in zip(channels, hosts, strict=True)
-    ]
-    welcomed = asyncio.create_task(window.all_welcomed.wait())
-    await asyncio.wait([welcomed, *streams], return_when=asyncio.FIRST_COMPLETED)
-    welcomed.cancel()
-    await asyncio.sleep(arguments.warm_up)
-    failed = [task for task in streams if task.done()]
-    for task in failed:
-        task.result()
-    window.is_open = True
-    print(json.dumps({"at": "begin"}), flush=True)
-    began = time.perf_counter()
-    await asyncio.sleep(arguments.seconds)
-    elapsed = time.perf_counter() - began
-    window.is_open = False
-    print(json.dumps({"at": "end"}), flush=True)
-    window.is_over = True
-    await asyncio.gather(*streams)
-    for channel in channels:
-        await channel.close()
+    tasks = [asyncio.create_task(report_on(stream, window, interval)) for stream in streams]
+    seconds = await _measure(window, tasks, arguments)
+    for stream in streams:
+        await stream.close()
     if arguments.ledger:
-        sent = {host.hello.host_id: (host.seq, host.changes) for host in hosts}
+        sent = {stream.host.hello.host_id: (stream.host.seq, stream.host.changes) for stream in streams}
         arguments.ledger.write_text(json.dumps(sent), encoding="ascii")
+    if len(window.latencies) < 2:
+        raise SystemExit(f"{len(window.latencies)} reports in {seconds:g} s: that says nothing")
     cuts = quantiles(window.latencies, n=100)
-    print(
-        json.dumps(
-            {
-                "at": "result",
-                "acked": window.acked,
-                "seconds": elapsed,
-                "p50_ms": cuts[49] * 1000,
-                "p99_ms": cuts[98] * 1000,
-            }
-        ),
-        flush=True,
-    )
+    _say(at="result", acked=window.acked, seconds=seconds, p50_ms=cuts[49] * 1000, p99_ms=cuts[98] * 1000)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("address")
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument(

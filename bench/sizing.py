@@ -201,7 +201,7 @@ def capacity_notes(measured: Costs, table: str) -> str:
     cpu = (
         "The collectors' CPU is without TLS; `python -m bench.ingest` measures what that adds."
         if measured.tls is None
-        else f"The collectors' CPU is with TLS: {measured.tls:.2f} times what was measured without."
+        else f"The collectors' CPU is with TLS, which adds {measured.tls:.0f} us to a report."
     )
     notes = f"""\
 - A collector process takes {STREAMS:,} streams (`limits.connections`), and no more were measured. A larger fleet has

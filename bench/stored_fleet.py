@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 
-from bench.load import LAYOUT
+from bench.stream import LAYOUT
 from collector.core.diagnosis import Diagnosis, DiagnosisKind
 from collector.core.status import CheckStatus, Silence
 from collector.store.collectors import CollectorRow, heartbeat

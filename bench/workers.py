@@ -3,8 +3,9 @@
     python -m bench.workers [--quick] [--json] [--streams 1000] [--processes 1,2]
 
 Collectors on ports of their own (a collector does not share its port: the kernel would spread streams at random),
-each with its share of the pool's eight connections and of the streams, on one private MariaDB
-(innodb_flush_log_at_trx_commit=1). Shown are reports a second, what each party uses of the machine's cores, and what
+on one private MariaDB (innodb_flush_log_at_trx_commit=1). Each has its share of the streams, and of eight connections
+to the database, but no fewer than the four that its two writers and two readers need: three and more processes have
+more than eight together. Shown are reports a second, what each party uses of the machine's cores, and what
 a report costs it. Afterwards every host's last seq and events are compared with what its stream sent. The load runs
 on the same machine: where the cores are all in use with one process, a second one gains nothing, and says nothing
 against it; see `cores_used`. The last line printed is one JSON object.
@@ -27,12 +28,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.ingest import Collector, collector
-from bench.result import Goal, parser, print_result
+from bench.result import Goal, medians, parser, print_result, spreads
+from bench.served import Collector, collector
 from bench.usage import cpu_seconds
-from tests.mariadb_server import MariadbServer
+from tests.mariadb_server import MariadbServer, database_of
 
-_POOL = 8
+_POOL = 8  # connections to the database, of one process or of two together
 _LEAST_POOL = 4  # two writers, two readers
 _PATIENCE = 90.0
 
@@ -97,10 +98,10 @@ class Run:
                 stack.callback(load.close)
             figures = self._watch(loads, collectors, words)
             sent = {host: counts for load in loads for host, counts in load.sent().items()}
-        return figures | self._compare(url.partition("?")[0].rpartition("/")[2], sent)
+        return figures | self._compare(database_of(url), sent)
 
     def _collector(self, url: str, number: int) -> Any:
-        pool = max(_LEAST_POOL, _POOL // self._processes)
+        pool = pool_of_each(self._processes)
         return collector(url, name=f"bench-{number}", pool_size=pool, writers=2, batch_reports=500)
 
     def _share(self, number: int) -> range:
@@ -153,6 +154,11 @@ class Run:
         }
 
 
+def pool_of_each(processes: int) -> int:
+    """How many connections to the database each of so many collectors may have."""
+    return max(_LEAST_POOL, _POOL // processes)
+
+
 def _used(pids: dict[str, list[int]]) -> dict[str, float]:
     return {name: sum(map(cpu_seconds, some)) for name, some in pids.items()}
 
@@ -179,26 +185,19 @@ def _expect(words: queue.Queue[Said], what: str, count: int) -> list[dict[str, A
 
 
 def _summary(processes: int, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    figures = {name: round(median(row[name] for row in rows), 2) for name in rows[0]}
-    rates = [row["reports_per_s"] for row in rows]
-    return {
-        "processes": processes,
-        "pool": max(_LEAST_POOL, _POOL // processes),
-        **figures,
-        "reports_per_s_spread": [round(min(rates)), round(max(rates))],
-        # The worst of all rounds, not the usual one.
-        "reports_off": max(row["reports_off"] for row in rows),
-        "events_off": max(row["events_off"] for row in rows),
-        "cores_used": round(
-            median(row["collectors_cores"] + row["database_cores"] + row["load_cores"] for row in rows), 2
-        ),
-    }
+    """Medians and spreads; of what is missing or too many the worst of all rounds, not the usual one."""
+    used = ("collectors_cores", "database_cores", "load_cores")
+    figures = [row | {"cores_used": sum(row[name] for name in used)} for row in rows]
+    worst = {name: max(row[name] for row in rows) for name in ("reports_off", "events_off")}
+    rounded = {name: round(figure, 2) for name, figure in medians(figures).items()}
+    pool = pool_of_each(processes)
+    return {"processes": processes, "pool": pool, **rounded, **worst, "spread": spreads(figures)}
 
 
 def _print_row(row: dict[str, Any]) -> None:
-    low, high = row["reports_per_s_spread"]
+    low, high = row["spread"]["reports_per_s"]
     print(
-        f"{row['processes']:9} x {row['pool']} {row['reports_per_s']:9.0f} ({low}-{high}) {row['p50_ms']:6.0f} "
+        f"{row['processes']:9} x {row['pool']} {row['reports_per_s']:9.0f} ({low:.0f}-{high:.0f}) {row['p50_ms']:6.0f} "
         f"{row['p99_ms']:6.0f} "
         + " ".join(
             f"{row[f'{name}_us']:6.0f} {row[f'{name}_cores']:5.2f}"

@@ -33,8 +33,8 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from bench.ingest import collector, run_load
 from bench.result import Comparison, Goal, parser, print_result
+from bench.served import collector, run_load
 from bench.usage import cpu_seconds
 from bench.zabbix_server import SERIES, discard_unchanged, load_schema, missing_parts, zabbix_server
 from tests.mariadb_server import MariadbServer, database_of

@@ -24,7 +24,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from bench.load import LAYOUT
+from bench.stream import LAYOUT
 from bench.usage import family_cpu_seconds
 from tests.mariadb_server import MariadbServer
 from tests.ports import free_ports

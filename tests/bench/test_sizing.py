@@ -81,10 +81,10 @@ def test_costs_are_those_of_the_paces_of_all_streams_and_of_the_best_variant_wit
 
 
 def test_tls_makes_the_collectors_cpu_dearer_and_nothing_else():
-    with_tls = costs.costs(changed("ingest", tls_ratio=1.5))
-    assert with_tls.collector_us == ((40.0, 1200.0), (400.0, 750.0), (1500.0, 375.0), (4000.0, 300.0))
+    with_tls = costs.costs(changed("ingest", tls={"plain_us": 150.0, "tls_us": 180.0}))
+    assert with_tls.collector_us == ((40.0, 830.0), (400.0, 530.0), (1500.0, 280.0), (4000.0, 230.0))
     assert with_tls._replace(collector_us=MEASURED.collector_us, tls=None) == MEASURED
-    assert "1.50 times" in sizing.capacity_notes(with_tls, "")
+    assert "adds 30 us" in sizing.capacity_notes(with_tls, "")
     assert "without TLS" in sizing.capacity_notes(MEASURED, "")
 
 
