@@ -15,6 +15,7 @@ from fleetpulse import convert
 from fleetpulse.model import Facts, Hello, Layout, Report
 from fleetpulse.v1 import ingest_pb2 as pb
 from fleetpulse.v1.ingest_pb2_grpc import add_IngestServiceServicer_to_server
+from tests.ports import free_ports
 
 
 @dataclass
@@ -123,10 +124,10 @@ class Script:
 async def serving(
     script: Script, port: int = 0, credentials: grpc.ServerCredentials | None = None
 ) -> AsyncIterator[int]:
-    """Serve `script` on loopback, in plaintext or with TLS; yields the port."""
+    """Serve `script` on loopback, in plaintext or with TLS; yields the port, on which it may be served again."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     add_IngestServiceServicer_to_server(script, server)  # type: ignore[arg-type]
-    address = f"127.0.0.1:{port}"
+    address = f"127.0.0.1:{port or free_ports()[0]}"
     bound = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     await server.start()
     try:
