@@ -190,12 +190,12 @@ def _rounds(config: AgentConfig, spool: DiskSpool | MemorySpool, delivery: Deliv
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(delivery.wake)
 
-    schedule = Schedule.starting(time.monotonic(), config.interval, random.random(), random.random())  # noqa: S311
+    schedule = Schedule.starting(time.monotonic(), config.interval, random.random(), random.random())  # noqa: S311 - spreads a fleet
     return Periodic(
         "measuring",
         measure,
         schedule.first,
-        lambda now: schedule.next_due(now, random.random()),  # noqa: S311
+        lambda now: schedule.next_due(now, random.random()),  # noqa: S311 - the same
     )
 
 

@@ -99,7 +99,7 @@ class House:
 
         def peace() -> dict[str, int]:
             before = dict(self.fleet.acked)
-            time.sleep(0.5)
+            time.sleep(0.5)  # in which nothing moves: that is what is waited for
             return before if before == self.fleet.acked else {}
 
         return wait_until(peace, what="an end of acks")

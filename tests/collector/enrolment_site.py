@@ -52,7 +52,7 @@ def application(token: str, **changes: object) -> EnrolRequest:
         "agent_version": "0.1.0",
         "csr": csr(),
     }
-    return EnrolRequest(**{**fields, **changes})  # type: ignore[arg-type]
+    return EnrolRequest(**{**fields, **changes})  # type: ignore[arg-type] - any of its fields
 
 
 class EnrolmentSite:
@@ -104,7 +104,7 @@ class EnrolmentSite:
             self.calls.setdefault(context.peer(), []).append(time.monotonic())
             return await get_trust(context)
 
-        self._servicer.get_trust = noted  # type: ignore[method-assign]
+        self._servicer.get_trust = noted  # type: ignore[method-assign] - to see who calls
         self._server = create_enrolment_server(self._servicer)
         credentials = enrolment_port_credentials(self.keyring)
         self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
@@ -137,7 +137,7 @@ class EnrolmentSite:
             "expires_at": self.now + HOUR,
         }
         with self.store.transaction() as tx:
-            add_tokens(tx, [NewToken(**{**fields, **changes})])  # type: ignore[arg-type]
+            add_tokens(tx, [NewToken(**{**fields, **changes})])  # type: ignore[arg-type] - any of its fields
         return text
 
     def events(self, *kinds: str) -> list[StoredEvent]:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -360,11 +359,3 @@ def test_nothing_is_deleted_while_the_systems_clock_says_otherwise(sqlite_store:
     clocks.system += 2 * DAY
     swept.look_after_size()
     assert kept(sqlite_store) == (0, 0)
-
-
-@pytest.fixture
-def sqlite_store(tmp_path: Path) -> Iterator[Store]:
-    store = open_store(f"sqlite:///{tmp_path}/fleet.db", pool_size=4, create=True)
-    upgrade(store, lambda: 0)
-    yield store
-    store.close()

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.store.schema import upgrade
-from collector.store.store import Store, open_store
+from collector.store.store import Store
 from tests.collector.enrolment.records import own_ca
 from tests.collector.enrolment_site import EnrolmentSite
 
@@ -17,14 +16,6 @@ from tests.collector.enrolment_site import EnrolmentSite
 def site(store: Store, tmp_path: Path) -> Iterator[EnrolmentSite]:
     with EnrolmentSite(store, own_ca(tmp_path)) as site:
         yield site
-
-
-@pytest.fixture
-def sqlite_store(tmp_path: Path) -> Iterator[Store]:
-    store = open_store(f"sqlite:///{tmp_path}/fleet.db", pool_size=4, create=True)
-    upgrade(store, lambda: 0)
-    yield store
-    store.close()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def stored(site: EnrolmentSite, host_id: str) -> StoredHost:
 
 def known(site: EnrolmentSite, *, seen_ago: int | None = None, **changes: object) -> StoredHost:
     """A record that is there already, and reported so many milliseconds ago, if ever."""
-    there = record(**{"hardware_id": "hardware", **changes})  # type: ignore[arg-type]
+    there = record(**{"hardware_id": "hardware", **changes})  # type: ignore[arg-type] - any of its fields
     with site.store.transaction() as tx:
         add_hosts(tx, [there], site.now)
     found = stored(site, there.host_id)

@@ -60,7 +60,7 @@ def test_only_so_many_get_in_at_once(site: EnrolmentSite) -> None:
         try:
             site.enroll(application(token, hostname=f"web-{number}"))
         except grpc.RpcError as error:
-            return str(error.details())  # type: ignore[attr-defined]
+            return str(error.details())  # type: ignore[attr-defined] - it is a call
         return "in"
 
     with ThreadPoolExecutor(20) as threads:
@@ -80,7 +80,7 @@ def test_two_machines_with_one_uuid_at_once_become_one_host(site: EnrolmentSite)
         try:
             return site.enroll(request).name
         except grpc.RpcError as error:
-            return str(error.code().name)  # type: ignore[attr-defined]
+            return str(error.code().name)  # type: ignore[attr-defined] - it is a call
 
     with ThreadPoolExecutor(2) as threads:
         answers = set(threads.map(attempt, requests))

@@ -132,7 +132,7 @@ def test_large_messages_and_other_calls_are_refused(sqlite_site: EnrolmentSite) 
     for call in ("/fleetpulse.v1.IngestService/Stream", "/grpc.health.v1.Health/Check"):
         with sqlite_site.channel() as channel:
             method = channel.unary_unary(call)
-            assert refusal(lambda method=method: method(b"", timeout=20))[0] == "UNIMPLEMENTED"  # type: ignore[misc]
+            assert refusal(lambda method=method: method(b"", timeout=20))[0] == "UNIMPLEMENTED"  # type: ignore[misc] - cannot infer it
 
 
 def test_a_flood_of_refusals_leaves_few_events(sqlite_site: EnrolmentSite) -> None:
@@ -199,7 +199,7 @@ def test_many_behind_one_address_at_once(sqlite_store: Store, tmp_path: Path, *,
             try:
                 site.enroll(application(token, hostname=f"web-{number}"))
             except grpc.RpcError as error:
-                return str(error.code().name)  # type: ignore[attr-defined]
+                return str(error.code().name)  # type: ignore[attr-defined] - it is a call
             return "in"
 
         with ThreadPoolExecutor(30) as threads:

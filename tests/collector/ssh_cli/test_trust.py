@@ -190,7 +190,7 @@ def test_a_host_may_be_trusted_by_its_ca(fleet: Fleet, cli: Cli, tmp_path: Path)
         # A CA that may vouch for it is not yet one that does.
         ran = cli("ssh", "trust", "web-2")
         assert (ran.status, ran.err) == (3, "collector-cli: nobody at a terminal to be asked; add --yes\n")
-    server.host_key = (key, ca.generate_host_certificate(key, "web-1", principals=["web-1"]))  # type: ignore[assignment]
+    server.host_key = (key, ca.generate_host_certificate(key, "web-1", principals=["web-1"]))  # type: ignore[assignment] - asyncssh takes a pair
     with server:
         add(cli, "web-1", server)
         ran = cli("ssh", "trust", "web-1")
